@@ -61,7 +61,7 @@ func TestConvert(t *testing.T) {
 	}
 	write(tar.Header{Name: "dir/", Typeflag: tar.TypeDir, Mode: 0o2755}, "")
 	write(tar.Header{Name: "dir/file", Typeflag: tar.TypeReg, Mode: 0o640, Uid: 7, Gid: 8, PAXRecords: map[string]string{"SCHILY.xattr.user.k": "v"}}, strings.Repeat("x", 100000))
-	write(tar.Header{Name: "dir/hard", Typeflag: tar.TypeLink, Linkname: "dir/file"}, "")
+	write(tar.Header{Name: "dir/hard", Typeflag: tar.TypeLink, Linkname: "dir/file", Mode: 0o640, Uid: 7, Gid: 8}, "")
 	write(tar.Header{Name: "link", Typeflag: tar.TypeSymlink, Linkname: "/etc/passwd"}, "")
 	write(tar.Header{Name: "dir/.wh.gone", Typeflag: tar.TypeReg}, "")
 	write(tar.Header{Name: "opaque/", Typeflag: tar.TypeDir, Mode: 0o755}, "")

@@ -1,0 +1,133 @@
+# Everything a developer runs. `make up` and `make test` need only Debian 12, the Go
+# toolchain, git and make; the rest is installed, built and checked from here.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+OUT := out
+export H8S_OUT := $(CURDIR)/$(OUT)
+GO ?= go
+export GOFLAGS := -buildvcs=false
+BUILD := $(GO) build -trimpath
+VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+STRIP := -s -w
+LDFLAGS := $(STRIP) -X github.com/hypernetes/hypernetes/cli.version=$(VERSION)
+
+# A module build of Kubernetes would call itself v0.0.0 and break API discovery.
+KUBERNETES_VERSION := $(shell sed -n 's/^\tk8s.io\/kubernetes v\(.*\)/\1/p' dist/kubernetes/go.mod)
+COREDNS_VERSION := $(shell sed -n 's/.*github.com\/coredns\/coredns v\(.*\)/\1/p' dist/coredns/go.mod | head -n1)
+CONTAINERD_VERSION := $(shell sed -n 's/.*github.com\/containerd\/containerd\/v2 v\([^ ]*\).*/\1/p' dist/containerd/go.mod | head -n1)
+KUBE_MAJOR := $(word 1,$(subst ., ,$(KUBERNETES_VERSION)))
+KUBE_MINOR := $(word 2,$(subst ., ,$(KUBERNETES_VERSION)))
+KUBE_X := $(foreach p,k8s.io/component-base/version k8s.io/client-go/pkg/version,\
+	-X $(p).gitVersion=v$(KUBERNETES_VERSION)+h8s -X $(p).gitMajor=$(KUBE_MAJOR) \
+	-X $(p).gitMinor=$(KUBE_MINOR) -X $(p).gitTreeState=clean -X $(p).gitCommit=unmodified)
+
+# The runtime's Debian packages; DEV_PACKAGES are for tests only.
+PACKAGES := qemu-system-x86 crun runc erofs-utils e2fsprogs nftables iproute2 conntrack \
+	kmod cpio xz-utils zstd binutils ca-certificates procps mount util-linux
+CNI := ptp host-local portmap loopback bridge
+OWN := h8s hyperctl containerd-shim-hyper-v2
+
+.PHONY: help
+help: ## Show this text
+	@echo "Hypernetes: every Pod its own virtual machine. Two commands do everything:"
+	@echo
+	@echo "  make up      install what is needed, build, start a cluster, run the demo Pod"
+	@echo "  make test    the same from scratch, checked: linters, unit tests, end-to-end tests"
+	@echo
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1 : /' | column -t -s: -o ' '
+
+.PHONY: up
+up: build ## Install, build, start the cluster and run the demo Pod
+	@scripts/up.sh
+
+.PHONY: down
+down: ## Stop the cluster, keeping its state
+	@$(OUT)/bin/h8s down
+
+.PHONY: reset
+reset: ## Stop the cluster and remove everything it made
+	@$(OUT)/bin/h8s reset --yes
+
+.PHONY: deps
+deps: ## Install the Debian packages that are missing
+	@scripts/deps.sh $(PACKAGES)
+
+.PHONY: build
+build: deps upstream own guest images ## Build everything into out/
+
+.PHONY: own
+own: $(addprefix $(OUT)/bin/,$(OWN)) ## Build this project's own programs
+
+# Go decides what is up to date; the shim and the agent stay free of cgo.
+.PHONY: $(addprefix $(OUT)/bin/,$(OWN) hyperstart)
+$(addprefix $(OUT)/bin/,$(OWN)): $(OUT)/bin/%:
+	@CGO_ENABLED=0 $(BUILD) -ldflags "$(LDFLAGS)" -o $@ ./cmd/$*
+$(OUT)/bin/hyperstart: $(OUT)/bin/%:
+	@CGO_ENABLED=0 $(BUILD) -ldflags "$(STRIP)" -o $@ ./cmd/$*
+
+.PHONY: upstream
+upstream: $(OUT)/bin/kubernetes $(OUT)/bin/containerd $(OUT)/bin/containerd-shim-runc-v2 \
+	$(OUT)/bin/coredns $(OUT)/libexec/mkfs.erofs $(addprefix $(OUT)/cni/,$(CNI)) ## Build Kubernetes, etcd, containerd, CoreDNS, CNI plugins
+
+$(OUT)/bin/kubernetes: dist/kubernetes/main.go dist/kubernetes/go.mod dist/kubernetes/go.sum
+	@echo "building Kubernetes v$(KUBERNETES_VERSION) and etcd (about 5 minutes on 2 cores the first time)"
+	@cd dist/kubernetes && CGO_ENABLED=0 $(BUILD) -ldflags "$(STRIP) $(KUBE_X)" -o $(CURDIR)/$@ .
+
+$(OUT)/bin/containerd: dist/containerd/main.go dist/containerd/go.mod dist/containerd/go.sum
+	@echo "building containerd v$(CONTAINERD_VERSION)"
+	@cd dist/containerd && CGO_ENABLED=0 $(BUILD) -tags no_zfs,no_btrfs,no_devmapper \
+		-ldflags "$(STRIP) -X github.com/containerd/containerd/v2/version.Version=v$(CONTAINERD_VERSION)" -o $(CURDIR)/$@ .
+
+$(OUT)/bin/containerd-shim-runc-v2: dist/containerd/go.mod dist/containerd/go.sum
+	@cd dist/containerd && CGO_ENABLED=0 $(BUILD) -ldflags "$(STRIP)" -o $(CURDIR)/$@ github.com/containerd/containerd/v2/cmd/containerd-shim-runc-v2
+
+$(OUT)/libexec/mkfs.erofs: dist/containerd/mkfs.erofs/main.go dist/containerd/go.mod dist/containerd/go.sum
+	@cd dist/containerd && CGO_ENABLED=0 $(BUILD) -ldflags "$(STRIP)" -o $(CURDIR)/$@ ./mkfs.erofs
+
+$(OUT)/bin/coredns: dist/coredns/main.go dist/coredns/go.mod dist/coredns/go.sum
+	@echo "building CoreDNS v$(COREDNS_VERSION)"
+	@cd dist/coredns && CGO_ENABLED=0 $(BUILD) -ldflags "$(STRIP)" -o $(CURDIR)/$@ .
+
+$(addprefix $(OUT)/cni/,$(CNI)): dist/containerd/go.mod dist/containerd/go.sum
+	@cd dist/containerd && CGO_ENABLED=0 $(BUILD) -ldflags "$(STRIP)" -o $(CURDIR)/$(OUT)/cni/ \
+		$$($(GO) list -f '{{.ImportPath}}' tool | grep '/$(@F)$$')
+
+.PHONY: guest
+guest: $(OUT)/bin/hyperstart ## Build the guest's kernel, initramfs and scratch disk
+	@echo "guest target is completed at integration"
+
+.PHONY: images
+images: own $(OUT)/bin/coredns ## Build the demo and test images from Debian packages
+	@$(OUT)/bin/h8s image build all
+
+.PHONY: generate
+generate: ## Write generated code anew (needs protoc: protobuf-compiler, libprotobuf-dev)
+	@scripts/generate.sh
+
+.PHONY: test
+test: build lint unit e2e ## Linters, unit tests, end-to-end tests
+
+.PHONY: lint
+lint: ## gofmt, go vet, staticcheck
+	@scripts/lint.sh
+
+.PHONY: unit
+unit: ## Unit and integration tests of every package
+	@$(GO) test -timeout 20m ./...
+	@for m in kubernetes containerd coredns; do (cd dist/$$m && $(GO) test ./...); done
+
+.PHONY: e2e
+e2e: ## End-to-end tests against a real cluster
+	@$(GO) test -count=1 -timeout 45m -v ./test/e2e/...
+
+.PHONY: bench
+bench: build ## Benchmarks; figures go to docs/performance.md
+	@$(GO) test -count=1 -run '^$$' -bench . -timeout 60m ./test/bench/...
+
+.PHONY: clean
+clean: ## Remove what was built (not the caches)
+	@rm -rf $(OUT)

@@ -647,9 +647,14 @@ type EmptyDir struct {
 	// Bytes; 0 is no limit but the medium's own. Disk: ext4 project quota.
 	SizeLimit uint64 `protobuf:"varint,2,opt,name=size_limit,json=sizeLimit,proto3" json:"size_limit,omitempty"`
 	// Permission bits and owner of the directory, as the kubelet made it.
-	Mode          uint32 `protobuf:"varint,3,opt,name=mode,proto3" json:"mode,omitempty"`
-	Uid           uint32 `protobuf:"varint,4,opt,name=uid,proto3" json:"uid,omitempty"`
-	Gid           uint32 `protobuf:"varint,5,opt,name=gid,proto3" json:"gid,omitempty"`
+	Mode uint32 `protobuf:"varint,3,opt,name=mode,proto3" json:"mode,omitempty"`
+	Uid  uint32 `protobuf:"varint,4,opt,name=uid,proto3" json:"uid,omitempty"`
+	Gid  uint32 `protobuf:"varint,5,opt,name=gid,proto3" json:"gid,omitempty"`
+	// Directories below it that a container's subPath names ("a/b", no ".."). Each is
+	// made with this mode and owner where nothing of that name is, also when the volume
+	// exists already; what is there (a file an init container wrote) is left alone.
+	// Never through a symbolic link: containers may have written into the volume.
+	Directories   []string `protobuf:"bytes,6,rep,name=directories,proto3" json:"directories,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -717,6 +722,13 @@ func (x *EmptyDir) GetGid() uint32 {
 		return x.Gid
 	}
 	return 0
+}
+
+func (x *EmptyDir) GetDirectories() []string {
+	if x != nil {
+		return x.Directories
+	}
+	return nil
 }
 
 // FileTree is a small tree of files pushed from the host into guest tmpfs.
@@ -2687,14 +2699,15 @@ const file_hyperstart_v1_hyperstart_proto_rawDesc = "" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x126\n" +
 	"\tempty_dir\x18\x02 \x01(\v2\x17.hyperstart.v1.EmptyDirH\x00R\bemptyDir\x12/\n" +
 	"\x05files\x18\x03 \x01(\v2\x17.hyperstart.v1.FileTreeH\x00R\x05filesB\x06\n" +
-	"\x04kind\"y\n" +
+	"\x04kind\"\x9b\x01\n" +
 	"\bEmptyDir\x12\x16\n" +
 	"\x06memory\x18\x01 \x01(\bR\x06memory\x12\x1d\n" +
 	"\n" +
 	"size_limit\x18\x02 \x01(\x04R\tsizeLimit\x12\x12\n" +
 	"\x04mode\x18\x03 \x01(\rR\x04mode\x12\x10\n" +
 	"\x03uid\x18\x04 \x01(\rR\x03uid\x12\x10\n" +
-	"\x03gid\x18\x05 \x01(\rR\x03gid\"\x8e\x01\n" +
+	"\x03gid\x18\x05 \x01(\rR\x03gid\x12 \n" +
+	"\vdirectories\x18\x06 \x03(\tR\vdirectories\"\x8e\x01\n" +
 	"\bFileTree\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12)\n" +
 	"\x05files\x18\x02 \x03(\v2\x13.hyperstart.v1.FileR\x05files\x12\x19\n" +

@@ -1,0 +1,47 @@
+// Command testbox is the process inside test Pods: a server for every probe
+// and protocol, and one misbehaviour per subcommand. It is one static program
+// so that a test says what it wants instead of scripting it in a shell.
+package main
+
+import (
+	"fmt"
+	"os"
+	"sort"
+)
+
+// commands by name; each returns the exit code.
+var commands = map[string]struct {
+	usage string
+	run   func(args []string) int
+}{
+	"serve":    {"[-http :8080] [-tcp :8081] [-udp :8081] [-grpc :8082]  serve all four", serve},
+	"exit":     {"CODE  end at once with CODE", exit},
+	"signals":  {"[-code N]  print signals; end with N (default 0) on SIGTERM", printSignals},
+	"suicide":  {"SIGNUM  kill myself with a signal", suicide},
+	"mem":      {"MIB  take and touch MIB mebibytes, print 'ready', keep them", hogMemory},
+	"cpu":      {"SECONDS  spin on every CPU", spin},
+	"forkbomb": {"[-max N]  start copies of myself without end", forkBomb},
+	"write":    {"FILE BYTES  write and sync a file of zeros", writeFile},
+	"log":      {"COUNT [INTERVAL]  print numbered lines", logLines},
+	"stdin":    {"  copy stdin to stdout, then print the byte count to stderr", copyStdin},
+	"dial":     {"NETWORK ADDRESS  connect, send a line, print the answer", dial},
+	"watch":    {"FILE  print a file's content every time it changes", watch},
+}
+
+func main() {
+	if len(os.Args) > 1 {
+		if c, ok := commands[os.Args[1]]; ok {
+			os.Exit(c.run(os.Args[2:]))
+		}
+	}
+	names := make([]string, 0, len(commands))
+	for n := range commands {
+		names = append(names, n)
+	}
+	sort.Strings(names)
+	fmt.Fprintln(os.Stderr, "usage: testbox COMMAND")
+	for _, n := range names {
+		fmt.Fprintf(os.Stderr, "  %s %s\n", n, commands[n].usage)
+	}
+	os.Exit(2)
+}

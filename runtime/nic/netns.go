@@ -1,0 +1,81 @@
+package nic
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"runtime"
+
+	"github.com/containerd/errdefs"
+	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
+)
+
+// nsGetNSType is ioctl NS_GET_NSTYPE (linux/nsfs.h).
+const nsGetNSType = 0xb703
+
+// openNS opens the namespace and refuses the caller's own: a Pod that shares it is
+// configured with path "", and mirroring the node's links would cut the node off.
+func openNS(path string) (netns.NsHandle, error) {
+	ns, err := netns.GetFromPath(path)
+	if errors.Is(err, unix.ENOENT) {
+		return -1, fmt.Errorf("network namespace %s: %w", path, errdefs.ErrNotFound)
+	}
+	if err != nil {
+		return -1, fmt.Errorf("open network namespace %s: %w", path, err)
+	}
+	kind, err := unix.IoctlRetInt(int(ns), nsGetNSType)
+	if err != nil || kind != unix.CLONE_NEWNET {
+		_ = ns.Close()
+		return -1, fmt.Errorf("%s is not a network namespace: %w", path, errdefs.ErrInvalidArgument)
+	}
+	own, err := netns.Get()
+	if err != nil {
+		_ = ns.Close()
+		return -1, fmt.Errorf("open own network namespace: %w", err)
+	}
+	defer own.Close()
+	if own.Equal(ns) {
+		_ = ns.Close()
+		return -1, fmt.Errorf("network namespace %s is this process's own: %w", path, errdefs.ErrInvalidArgument)
+	}
+	return ns, nil
+}
+
+// inNS runs fn on a thread of its own inside ns. The thread is never given back: if
+// leaving the namespace failed, other goroutines would find themselves in it.
+func inNS(ns netns.NsHandle, fn func() error) error {
+	done := make(chan error, 1)
+	go func() {
+		// Never unlocked, so the runtime ends the thread with the goroutine.
+		runtime.LockOSThread()
+		if err := netns.Set(ns); err != nil {
+			done <- fmt.Errorf("enter network namespace: %w", err)
+			return
+		}
+		done <- fn()
+	}()
+	return <-done
+}
+
+// openTap makes the tap name in the calling thread's namespace and opens its queue.
+// The device is not persistent: it goes with the last descriptor.
+func openTap(name string) (*os.File, error) {
+	fd, err := unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, fmt.Errorf("open /dev/net/tun (is module tun loaded?): %w: %w", err, errdefs.ErrFailedPrecondition)
+	}
+	ifr, err := unix.NewIfreq(name)
+	if err != nil {
+		_ = unix.Close(fd)
+		return nil, fmt.Errorf("tap name %q: %w", name, err)
+	}
+	// VNET_HDR lets checksums and segmentation stay undone between the guest and the
+	// far end of the veth, which is most of the path's throughput.
+	ifr.SetUint16(unix.IFF_TAP | unix.IFF_NO_PI | unix.IFF_VNET_HDR)
+	if err := unix.IoctlIfreq(fd, unix.TUNSETIFF, ifr); err != nil {
+		_ = unix.Close(fd)
+		return nil, fmt.Errorf("make tap %s: %w", name, err)
+	}
+	return os.NewFile(uintptr(fd), name), nil
+}

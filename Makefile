@@ -38,7 +38,7 @@ help: ## Show this text
 	@echo "  make up      install what is needed, build, start a cluster, run the demo Pod"
 	@echo "  make test    the same from scratch, checked: linters, unit tests, end-to-end tests"
 	@echo
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1 : /' | column -t -s: -o ' '
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1|/' | awk -F'|' '{ printf "  make %-10s %s\n", $$1, $$2 }'
 
 .PHONY: up
 up: build ## Install, build, start the cluster and run the demo Pod
@@ -97,8 +97,12 @@ $(addprefix $(OUT)/cni/,$(CNI)): dist/containerd/go.mod dist/containerd/go.sum
 		$$($(GO) list -f '{{.ImportPath}}' tool | grep '/$(@F)$$')
 
 .PHONY: guest
-guest: $(OUT)/bin/hyperstart ## Build the guest's kernel, initramfs and scratch disk
-	@echo "guest target is completed at integration"
+guest: $(OUT)/bin/hyperstart ## Build the guest's kernel, initramfs and scratch disk (H8S_KERNEL=stock|hyper|auto)
+	@$(GO) run ./cmd/h8s-guest-image -out $(OUT)/share -init $(OUT)/bin/hyperstart
+
+.PHONY: kernel
+kernel: ## Compile HyperKernel (about 15 minutes on 2 cores) and make it the guest's kernel
+	@H8S_KERNEL=hyper $(MAKE) guest
 
 .PHONY: images
 images: own $(OUT)/bin/coredns ## Build the demo and test images from Debian packages

@@ -188,17 +188,21 @@ func (b *builder) compile(ctx context.Context, p pkg, dir string) error {
 			return fmt.Errorf("%s: %w: install the Debian packages %s", tool, errdefs.ErrNotFound, strings.Join(hyperTools, " "))
 		}
 	}
-	work := dir + ".build"
-	if err := b.kernelSource(ctx, p, work); err != nil {
+	src, err := b.kernelSource(ctx, p)
+	if err != nil {
 		return err
 	}
+	work := dir + ".build"
 	fragment := filepath.Join(work, "hyperkernel.config")
 	if err := writeFile(fragment, kernel.Config, 0o644); err != nil {
 		return err
 	}
-	src := filepath.Join(work, "linux-source-6.1")
+	objects := filepath.Join(work, "objects")
+	if err := os.MkdirAll(objects, 0o755); err != nil {
+		return err
+	}
 	mk := func(args ...string) error {
-		args = append([]string{"-n", "19", "make", "-s", "-C", src, fmt.Sprintf("-j%d", b.jobs()), "KBUILD_BUILD_USER=h8s",
+		args = append([]string{"-n", "19", "make", "-s", "-C", src, "O="+objects, fmt.Sprintf("-j%d", b.jobs()), "KBUILD_BUILD_USER=h8s",
 			"KBUILD_BUILD_HOST=h8s", "KCONFIG_ALLCONFIG=" + fragment}, args...)
 		_, err := command(ctx, "", "nice", args...)
 		return err
@@ -206,7 +210,7 @@ func (b *builder) compile(ctx context.Context, p pkg, dir string) error {
 	if err := mk("allnoconfig"); err != nil {
 		return err
 	}
-	config, err := os.ReadFile(filepath.Join(src, ".config"))
+	config, err := os.ReadFile(filepath.Join(objects, ".config"))
 	if err != nil {
 		return err
 	}
@@ -217,14 +221,19 @@ func (b *builder) compile(ctx context.Context, p pkg, dir string) error {
 	if err := mk("vmlinux", "bzImage"); err != nil {
 		return err
 	}
-	return installHyper(ctx, src, dir, work, p)
+	if err := installHyper(ctx, objects, dir, p); err != nil {
+		return err
+	}
+	return errors.Join(os.RemoveAll(work), os.RemoveAll(filepath.Dir(src))) // gigabytes nobody needs again
 }
 
-// kernelSource unpacks the source below work, resuming what an interrupted build left.
-func (b *builder) kernelSource(ctx context.Context, p pkg, work string) error {
-	done := filepath.Join(work, "unpacked")
+// kernelSource unpacks the source into the cache unless an interrupted build left it
+// there, and returns its directory.
+func (b *builder) kernelSource(ctx context.Context, p pkg) (string, error) {
+	home := filepath.Join(b.Cache, "hyper", "source-"+p.version)
+	src, done := filepath.Join(home, "linux-source-6.1"), filepath.Join(home, "unpacked")
 	if _, err := os.Stat(done); err == nil {
-		return nil
+		return src, nil
 	}
 	b.say("unpacking %s", p)
 	tarball := "/usr/src/linux-source-6.1.tar.xz"
@@ -232,33 +241,33 @@ func (b *builder) kernelSource(ctx context.Context, p pkg, work string) error {
 	if err != nil || string(installed) != p.version {
 		tmp, err := unpack(ctx, b.Cache, p)
 		if err != nil {
-			return err
+			return "", err
 		}
 		defer os.RemoveAll(tmp)
 		tarball = filepath.Join(tmp, tarball)
 	}
-	if err := errors.Join(os.RemoveAll(work), os.MkdirAll(work, 0o755)); err != nil {
-		return err
+	if err := errors.Join(os.RemoveAll(home), os.MkdirAll(home, 0o755)); err != nil {
+		return "", err
 	}
-	if _, err := command(ctx, work, "nice", "-n", "19", "tar", "-xJf", tarball); err != nil {
-		return err
+	if _, err := command(ctx, home, "nice", "-n", "19", "tar", "-xJf", tarball); err != nil {
+		return "", err
 	}
-	return writeFile(done, nil, 0o644)
+	return src, writeFile(done, nil, 0o644)
 }
 
-func installHyper(ctx context.Context, src, dir, work string, p pkg) error {
-	release, err := command(ctx, src, "make", "-s", "kernelrelease")
+func installHyper(ctx context.Context, objects, dir string, p pkg) error {
+	release, err := os.ReadFile(filepath.Join(objects, "include", "config", "kernel.release"))
 	if err != nil {
 		return err
 	}
 	if err := errors.Join(os.RemoveAll(dir), os.MkdirAll(dir, 0o755)); err != nil {
 		return err
 	}
-	if _, err := command(ctx, src, "strip", "-o", filepath.Join(dir, "vmlinux"), "vmlinux"); err != nil {
+	if _, err := command(ctx, objects, "strip", "-o", filepath.Join(dir, "vmlinux"), "vmlinux"); err != nil {
 		return err
 	}
 	for from, to := range map[string]string{"arch/x86/boot/bzImage": "bzImage", ".config": "config"} {
-		data, err := os.ReadFile(filepath.Join(src, from))
+		data, err := os.ReadFile(filepath.Join(objects, from))
 		if err != nil {
 			return err
 		}
@@ -267,10 +276,7 @@ func installHyper(ctx context.Context, src, dir, work string, p pkg) error {
 		}
 	}
 	k := Kernel{Variant: "hyper", Release: strings.TrimSpace(string(release)), Package: p.String(), Cmdline: hyperCmdline, dir: dir}
-	if err := k.save(dir); err != nil {
-		return err
-	}
-	return os.RemoveAll(work) // 2 GB nobody needs again
+	return k.save(dir)
 }
 
 // MissingOptions returns what a fragment asks for (=y, =n, =value) and the resulting

@@ -1,0 +1,134 @@
+package testcluster
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+)
+
+// Process is a process of the node: one in the node's cgroups.
+type Process struct {
+	PID, Parent int
+	// Command is the command line, arguments separated by spaces.
+	Command string
+	// Cgroup is the path below the node's cgroup.
+	Cgroup string
+}
+
+// Is reports whether the process runs the named program.
+func (p Process) Is(program string) bool {
+	argv0, _, _ := strings.Cut(p.Command, " ")
+	return filepath.Base(argv0) == program
+}
+
+// Processes lists the node's processes, zombies left out.
+func (c *Cluster) Processes(t testing.TB) []Process {
+	t.Helper()
+	entries, err := os.ReadDir("/proc")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var out []Process
+	for _, e := range entries {
+		pid, err := strconv.Atoi(e.Name())
+		if err != nil {
+			continue
+		}
+		if p, ok := c.process(pid); ok {
+			out = append(out, p)
+		}
+	}
+	return out
+}
+
+// process describes a process if it is one of the node's and still alive.
+func (c *Cluster) process(pid int) (Process, bool) {
+	dir := fmt.Sprintf("/proc/%d/", pid)
+	groups, err := os.ReadFile(dir + "cgroup")
+	if err != nil {
+		return Process{}, false
+	}
+	group, ok := belowCgroup(string(groups), "/h8s/"+c.Node)
+	if !ok {
+		return Process{}, false
+	}
+	cmdline, err := os.ReadFile(dir + "cmdline")
+	if err != nil || len(cmdline) == 0 {
+		return Process{}, false
+	}
+	stat, err := os.ReadFile(dir + "stat")
+	if err != nil {
+		return Process{}, false
+	}
+	// The parent is the second field after the name, which ends at the last ')'.
+	fields := bytes.Fields(stat[bytes.LastIndexByte(stat, ')')+1:])
+	parent, err := strconv.Atoi(string(fields[1]))
+	if err != nil {
+		return Process{}, false
+	}
+	return Process{
+		PID: pid, Parent: parent, Cgroup: group,
+		Command: strings.TrimSpace(string(bytes.ReplaceAll(cmdline, []byte{0}, []byte{' '}))),
+	}, true
+}
+
+// belowCgroup returns the longest path below prefix among the lines of a cgroup file.
+func belowCgroup(file, prefix string) (string, bool) {
+	var found bool
+	var longest string
+	for line := range strings.Lines(file) {
+		_, path, _ := strings.Cut(strings.TrimSpace(line), "/")
+		rest, ok := strings.CutPrefix("/"+path, prefix)
+		if !ok || (rest != "" && rest[0] != '/') {
+			continue
+		}
+		found = true
+		if len(rest) > len(longest) {
+			longest = rest
+		}
+	}
+	return longest, found
+}
+
+// AnchorPID is the process that holds the node's namespaces.
+func (c *Cluster) AnchorPID(t testing.TB) int {
+	t.Helper()
+	record := filepath.Join("/run/h8s", c.Node, "components", "anchor.json")
+	b, err := os.ReadFile(record)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var anchor struct{ PID int }
+	if err := json.Unmarshal(b, &anchor); err != nil || anchor.PID <= 0 {
+		t.Fatalf("%s: %q: %v", record, b, err)
+	}
+	return anchor.PID
+}
+
+// NodeRoot is the root directory of the node as seen from here.
+func (c *Cluster) NodeRoot(t testing.TB) string {
+	t.Helper()
+	return fmt.Sprintf("/proc/%d/root", c.AnchorPID(t))
+}
+
+// OpenFiles lists what a process's descriptors refer to.
+func OpenFiles(t testing.TB, pid int) []string {
+	t.Helper()
+	dir := fmt.Sprintf("/proc/%d/fd", pid)
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var out []string
+	for _, e := range entries {
+		if target, err := os.Readlink(filepath.Join(dir, e.Name())); err == nil {
+			out = append(out, target)
+		}
+	}
+	return out
+}

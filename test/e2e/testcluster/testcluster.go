@@ -1,0 +1,151 @@
+package testcluster
+
+import (
+	"bytes"
+	"context"
+	"flag"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+)
+
+// PublishedPort is a port of the node that is published on the host's loopback
+// under the same number, for tests of hostPort.
+const PublishedPort = "18001"
+
+// upTimeout is for a first start under load: unpacking images, starting etcd.
+const upTimeout = 10 * time.Minute
+
+// Cluster is a running single-node cluster.
+type Cluster struct {
+	// Out is the directory of built programs, Node the node's name.
+	Out, Node string
+	port      string
+}
+
+// starting runs `h8s up` once per test process.
+var starting = sync.OnceValues(start)
+
+// Main runs a package's tests with more of them in parallel than this machine has
+// CPUs: they spend their time waiting for VMs that boot, not computing. It does not
+// return.
+func Main(m *testing.M) {
+	flag.Parse()
+	if f := flag.Lookup("test.parallel"); f.Value.String() == fmt.Sprint(runtime.GOMAXPROCS(0)) {
+		_ = f.Value.Set("5")
+	}
+	os.Exit(m.Run())
+}
+
+// Up returns the cluster, starting it first if it is not running. It skips or fails
+// the test if it cannot run here.
+func Up(t testing.TB) *Cluster {
+	t.Helper()
+	c := configured()
+	if reason := c.missing(); reason != "" {
+		if os.Getenv("CI") != "" || os.Getenv("H8S_E2E") == "required" {
+			t.Fatalf("end-to-end tests are required but %s", reason)
+		}
+		t.Skipf("end-to-end tests need a cluster, but %s", reason)
+	}
+	if _, err := starting(); err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+func configured() *Cluster {
+	c := &Cluster{Out: os.Getenv("H8S_OUT"), Node: "e2e", port: "16443"}
+	if c.Out == "" {
+		_, file, _, _ := runtime.Caller(0)
+		c.Out = filepath.Join(filepath.Dir(file), "..", "..", "..", "out")
+	}
+	if v := os.Getenv("H8S_E2E_NODE"); v != "" {
+		c.Node = v
+	}
+	if v := os.Getenv("H8S_E2E_PORT"); v != "" {
+		c.port = v
+	}
+	return c
+}
+
+func (c *Cluster) missing() string {
+	if os.Getuid() != 0 {
+		return "this process is not root"
+	}
+	for _, file := range []string{"bin/h8s", "bin/kubernetes", "bin/containerd-shim-hyper-v2", "share/vmlinux", "share/initramfs.img"} {
+		if _, err := os.Stat(filepath.Join(c.Out, file)); err != nil {
+			return fmt.Sprintf("%s is missing (run `make build`)", filepath.Join(c.Out, file))
+		}
+	}
+	return ""
+}
+
+func start() (*Cluster, error) {
+	c := configured()
+	ctx, cancel := context.WithTimeout(context.Background(), upTimeout)
+	defer cancel()
+	cmd := c.command(ctx, "up", "--name", c.Node, "--api-port", c.port, "--publish", PublishedPort)
+	var out bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &out
+	began := time.Now()
+	if err := cmd.Run(); err != nil {
+		return nil, fmt.Errorf("h8s up --name %s: %w\n%s", c.Node, err, out.String())
+	}
+	fmt.Printf("cluster %s is up after %.1f s\n", c.Node, time.Since(began).Seconds())
+	return c, nil
+}
+
+// H8S runs an h8s command against this node and returns what it printed; name and
+// flags come before the node is added.
+func (c *Cluster) H8S(t testing.TB, args ...string) string {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	defer cancel()
+	out, err := c.command(ctx, append(args, "--name", c.Node)...).CombinedOutput()
+	if err != nil {
+		t.Fatalf("h8s %s: %v\n%s", strings.Join(args, " "), err, out)
+	}
+	return string(out)
+}
+
+func (c *Cluster) command(ctx context.Context, args ...string) *exec.Cmd {
+	cmd := exec.CommandContext(ctx, filepath.Join(c.Out, "bin", "h8s"), args...)
+	cmd.Env = append(os.Environ(), "H8S_OUT="+c.Out)
+	cmd.WaitDelay = 5 * time.Second
+	return cmd
+}
+
+// kubectl is the command line `h8s kubectl ARGS` for this node.
+func (c *Cluster) kubectl(ctx context.Context, args ...string) *exec.Cmd {
+	return c.command(ctx, append([]string{"kubectl", "--name", c.Node, "--"}, args...)...)
+}
+
+// Kubectl runs kubectl outside any Namespace of a test.
+func (c *Cluster) Kubectl(t testing.TB, args ...string) string {
+	t.Helper()
+	out, err := c.try(t.Context(), args...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return out
+}
+
+// try runs kubectl and returns its stdout; the error holds the command and stderr.
+func (c *Cluster) try(ctx context.Context, args ...string) (string, error) {
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Minute)
+	defer cancel()
+	var stdout, stderr bytes.Buffer
+	cmd := c.kubectl(ctx, args...)
+	cmd.Stdout, cmd.Stderr = &stdout, &stderr
+	if err := cmd.Run(); err != nil {
+		return stdout.String(), fmt.Errorf("kubectl %s: %w: %s", strings.Join(args, " "), err, strings.TrimSpace(stderr.String()))
+	}
+	return stdout.String(), nil
+}

@@ -1,0 +1,57 @@
+package volume
+
+import (
+	"slices"
+
+	"google.golang.org/protobuf/proto"
+
+	hyperstart "github.com/hypernetes/hypernetes/api/hyperstart/v1"
+)
+
+// inlineBudget bounds the files inline in one CreateRequest, which also carries the
+// spec and must stay under 4 MiB.
+const inlineBudget = 2 << 20
+
+func requests(decisions []Decision) (volumes []*hyperstart.Volume, puts []*hyperstart.PutFilesRequest) {
+	index := map[string]int{}
+	budget := inlineBudget
+	for _, d := range decisions {
+		if d.Volume == nil {
+			continue
+		}
+		if i, ok := index[d.Volume.Name]; ok {
+			mergeDirectories(volumes[i], d.Volume)
+			continue
+		}
+		index[d.Volume.Name] = len(volumes)
+		v := proto.Clone(d.Volume).(*hyperstart.Volume)
+		if len(d.Parts) == 1 && proto.Size(d.Parts[0]) <= budget {
+			budget -= proto.Size(d.Parts[0])
+			v.Kind = &hyperstart.Volume_Files{Files: d.Parts[0]}
+		} else {
+			puts = append(puts, putRequests(d.Volume.Name, d.Parts)...)
+		}
+		volumes = append(volumes, v)
+	}
+	return volumes, puts
+}
+
+func mergeDirectories(into, from *hyperstart.Volume) {
+	a, b := into.GetEmptyDir(), from.GetEmptyDir()
+	if a == nil || b == nil {
+		return
+	}
+	for _, d := range b.Directories {
+		if !slices.Contains(a.Directories, d) {
+			a.Directories = append(a.Directories, d)
+		}
+	}
+}
+
+func putRequests(volume string, parts []*hyperstart.FileTree) []*hyperstart.PutFilesRequest {
+	var out []*hyperstart.PutFilesRequest
+	for i, p := range parts {
+		out = append(out, &hyperstart.PutFilesRequest{Volume: volume, Tree: p, More: i+1 < len(parts)})
+	}
+	return out
+}

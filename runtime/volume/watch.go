@@ -1,0 +1,26 @@
+package volume
+
+import (
+	"context"
+
+	hyperstart "github.com/hypernetes/hypernetes/api/hyperstart/v1"
+)
+
+// Push sends a new version of a volume's tree to the guest, in order.
+type Push func(ctx context.Context, puts []*hyperstart.PutFilesRequest) error
+
+// Watcher keeps the live volumes of one Pod up to date in the guest: one goroutine,
+// which pushes one volume at a time. A burst of changes becomes one push, a failed
+// push is tried again with growing pauses, and every minute all volumes are compared,
+// in case an event was lost. Its methods may be called concurrently.
+type Watcher struct{ watcher }
+
+// NewWatcher starts a watcher; it ends with Close or ctx.
+func NewWatcher(ctx context.Context, push Push) (*Watcher, error) { return newWatcher(ctx, push) }
+
+// Add watches the live volumes of a plan, which the guest already has; a volume that
+// is watched already is left alone.
+func (w *Watcher) Add(p *Plan) error { return w.add(p) }
+
+// Close stops the goroutine, cancelling a push under way, and waits for it.
+func (w *Watcher) Close() error { return w.close() }

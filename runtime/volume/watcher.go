@@ -1,0 +1,201 @@
+package volume
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/containerd/log"
+	"github.com/fsnotify/fsnotify"
+)
+
+// Pauses of the watcher; variables so that tests need not wait.
+var (
+	settle     = 20 * time.Millisecond
+	resync     = time.Minute
+	retryFirst = time.Second
+	retryMost  = 30 * time.Second
+)
+
+type watcher struct {
+	push   Push
+	notify *fsnotify.Watcher
+	cancel context.CancelFunc
+	done   chan struct{}
+	kick   chan struct{}
+
+	mu     sync.Mutex
+	byPath map[string]*watched
+}
+
+// watched is a live volume; only the goroutine touches it after add.
+type watched struct {
+	name, dir string
+	// version is the guest's.
+	version string
+	// due is when to look again; zero is not before the next event or resync.
+	due   time.Time
+	pause time.Duration
+}
+
+func newWatcher(ctx context.Context, push Push) (*Watcher, error) {
+	n, err := fsnotify.NewBufferedWatcher(64)
+	if err != nil {
+		return nil, fmt.Errorf("watch volumes (see sysctl fs.inotify.max_user_instances): %w", err)
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	w := &Watcher{watcher{
+		push: push, notify: n, cancel: cancel, done: make(chan struct{}),
+		kick: make(chan struct{}, 1), byPath: map[string]*watched{},
+	}}
+	go func() {
+		defer close(w.done)
+		defer n.Close()
+		w.run(ctx)
+	}()
+	return w, nil
+}
+
+func (w *watcher) add(p *Plan) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	var errs []error
+	for _, d := range p.Decisions {
+		if !d.Live || w.byPath[d.HostPath] != nil {
+			continue
+		}
+		// Looked at once soon: the kubelet may have written since the plan was made.
+		v := &watched{name: d.Volume.Name, dir: d.HostPath, version: d.Parts[0].Version, due: time.Now()}
+		w.byPath[v.dir] = v
+		if err := w.notify.Add(v.dir); err != nil && !errors.Is(err, fsnotify.ErrClosed) {
+			errs = append(errs, fmt.Errorf("watch %s (updates will take up to %v; see sysctl fs.inotify.max_user_watches): %w", v.dir, resync, err))
+		}
+	}
+	select {
+	case w.kick <- struct{}{}:
+	default:
+	}
+	return errors.Join(errs...)
+}
+
+func (w *watcher) run(ctx context.Context) {
+	ticker := time.NewTicker(resync)
+	defer ticker.Stop()
+	timer := time.NewTimer(time.Hour)
+	defer timer.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case e, ok := <-w.notify.Events:
+			if !ok {
+				return
+			}
+			if filepath.Base(e.Name) == dataLink && e.Op.Has(fsnotify.Create) {
+				w.touch(filepath.Dir(e.Name))
+			}
+		case err, ok := <-w.notify.Errors:
+			if !ok {
+				return
+			}
+			// Usually an overflow of the kernel's queue: compare everything.
+			log.G(ctx).WithError(err).Warn("lost events of volumes")
+			w.touchAll()
+		case <-ticker.C:
+			w.touchAll()
+		case <-w.kick:
+		case <-timer.C:
+			w.pushDue(ctx)
+		}
+		timer.Reset(w.untilDue())
+	}
+}
+
+// touch makes a volume due after a burst of events has settled.
+func (w *watcher) touch(dir string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if v := w.byPath[dir]; v != nil {
+		v.due, v.pause = time.Now().Add(settle), 0
+	}
+}
+
+// touchAll makes every volume due that does not wait for a retry, and renews the
+// watches of directories that were replaced.
+func (w *watcher) touchAll() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for dir, v := range w.byPath {
+		// A failure shows when the volume is read.
+		_ = w.notify.Add(dir)
+		if v.due.IsZero() {
+			v.due = time.Now()
+		}
+	}
+}
+
+func (w *watcher) untilDue() time.Duration {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	wait := time.Hour
+	for _, v := range w.byPath {
+		if !v.due.IsZero() {
+			wait = min(wait, max(0, time.Until(v.due)))
+		}
+	}
+	return wait
+}
+
+func (w *watcher) pushDue(ctx context.Context) {
+	w.mu.Lock()
+	var due []*watched
+	for _, v := range w.byPath {
+		if !v.due.IsZero() && !v.due.After(time.Now()) {
+			due = append(due, v)
+			v.due = time.Time{}
+		}
+	}
+	w.mu.Unlock()
+	for _, v := range due {
+		err := w.update(ctx, v)
+		if ctx.Err() != nil {
+			return
+		}
+		w.mu.Lock()
+		switch {
+		case err == nil, errdefs.IsNotFound(err):
+			// Gone is what the end of a Pod looks like; a resync finds it if it returns.
+			v.pause = 0
+		default:
+			v.pause = min(max(2*v.pause, retryFirst), retryMost)
+			v.due = time.Now().Add(v.pause)
+			log.G(ctx).WithError(err).WithField("volume", v.name).WithField("retry", v.pause).Warn("volume in the guest is not up to date")
+		}
+		w.mu.Unlock()
+	}
+}
+
+func (w *watcher) update(ctx context.Context, v *watched) error {
+	if now, err := currentVersion(v.dir); err != nil || now == v.version {
+		return err
+	}
+	tree, err := packVersioned(v.dir)
+	if err != nil {
+		return err
+	}
+	if err := w.push(ctx, putRequests(v.name, split(tree))); err != nil {
+		return fmt.Errorf("push version %s: %w", tree.Version, err)
+	}
+	v.version = tree.Version
+	return nil
+}
+
+func (w *watcher) close() error {
+	w.cancel()
+	<-w.done
+	return nil
+}

@@ -94,11 +94,12 @@ func checkEROFS(r io.ReaderAt, size int64) error {
 // with the checksum field as zero.
 func checkCRC(r io.ReaderAt, sb [superSize]byte, bits uint8) error {
 	want := binary.LittleEndian.Uint32(sb[4:])
-	end := int64(1) << bits
-	if end <= superOffset {
-		end = superOffset + superSize
+	// As the kernel counts: the rest of the first block, or one block if blocks are small.
+	length := int64(1) << bits
+	if length > superOffset {
+		length -= superOffset
 	}
-	block := make([]byte, end-superOffset)
+	block := make([]byte, length)
 	if _, err := r.ReadAt(block, superOffset); err != nil {
 		return damaged("superblock's block cannot be read (%v)", err)
 	}

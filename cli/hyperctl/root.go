@@ -1,0 +1,81 @@
+package hyperctl
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"runtime/debug"
+
+	"github.com/spf13/cobra"
+)
+
+// options are the flags every command has.
+type options struct {
+	node     string // node that hyperctl starts when needed
+	endpoint string // containerd socket of some other node
+	netns    string // network namespace in which that node's streaming server listens
+	handler  string // runtime handler of new Pods
+}
+
+// ExitError carries the exit code of a process that hyperctl ran for the
+// user; there is nothing to print about it.
+type ExitError struct{ Code int }
+
+func (e *ExitError) Error() string { return fmt.Sprintf("exit code %d", e.Code) }
+
+// Main runs the command line and returns the process's exit code: that of the
+// process for a foreground run and exec, 1 for errors of our own.
+func Main(ctx context.Context, args []string, stderr io.Writer) int {
+	cmd := New()
+	cmd.SetArgs(args)
+	err := cmd.ExecuteContext(ctx)
+	var exit *ExitError
+	switch {
+	case err == nil:
+		return 0
+	case errors.As(err, &exit):
+		return exit.Code
+	}
+	fmt.Fprintln(stderr, "hyperctl:", err)
+	return 1
+}
+
+// New returns the command tree.
+func New() *cobra.Command {
+	o := &options{}
+	cmd := &cobra.Command{
+		Use:           "hyperctl",
+		Short:         "Run Pods in virtual machines of their own, without Kubernetes",
+		SilenceUsage:  true,
+		SilenceErrors: true,
+		Example:       "  POD=$(hyperctl run -d debian sleep 1000)\n  hyperctl exec -t $POD /bin/bash\n  hyperctl rm -f $POD",
+	}
+	f := cmd.PersistentFlags()
+	f.StringVar(&o.node, "node", envOr("HYPERCTL_NODE", "hyper"), "`NODE` to use; it is started when it is not running ($HYPERCTL_NODE)")
+	f.StringVar(&o.endpoint, "runtime-endpoint", os.Getenv("HYPERCTL_RUNTIME_ENDPOINT"), "`SOCKET` of a containerd to use instead of a node ($HYPERCTL_RUNTIME_ENDPOINT)")
+	f.StringVar(&o.netns, "runtime-netns", os.Getenv("HYPERCTL_RUNTIME_NETNS"), "network namespace `FILE` of that containerd, if it has one of its own ($HYPERCTL_RUNTIME_NETNS)")
+	cmd.AddCommand(
+		newRunCommand(o), newExecCommand(o), newAttachCommand(o), newLogsCommand(o),
+		newListCommand(o), newStopCommand(o), newRemoveCommand(o),
+		newImagesCommand(o), newPullCommand(o), newLoadCommand(o), newRemoveImageCommand(o),
+		newInfoCommand(o), newVersionCommand(),
+	)
+	return cmd
+}
+
+func envOr(name, def string) string {
+	if v := os.Getenv(name); v != "" {
+		return v
+	}
+	return def
+}
+
+// version is the module version the binary was built from.
+func version() string {
+	if info, ok := debug.ReadBuildInfo(); ok && info.Main.Version != "" {
+		return info.Main.Version
+	}
+	return "(devel)"
+}

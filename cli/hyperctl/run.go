@@ -64,6 +64,9 @@ func (h *hyper) run(ctx context.Context, o runOptions, handler string, t *termin
 	if err != nil {
 		return err
 	}
+	if err := h.nameIsFree(ctx, s.pod.Metadata.Name); err != nil {
+		return err
+	}
 	if err := h.haveImage(ctx, o.image, o.pull); err != nil {
 		return err
 	}
@@ -95,6 +98,21 @@ func (h *hyper) run(ctx context.Context, o runOptions, handler string, t *termin
 		return err
 	}
 	return h.foreground(ctx, o, ctrID, w, t)
+}
+
+// nameIsFree refuses a second Pod of the same name: the runtime would take it,
+// but the name would no longer say which one is meant.
+func (h *hyper) nameIsFree(ctx context.Context, name string) error {
+	resp, err := h.pods.ListPodSandbox(ctx, &cri.ListPodSandboxRequest{
+		Filter: &cri.PodSandboxFilter{LabelSelector: map[string]string{labelManaged: "true", labelPodName: name}},
+	})
+	if err != nil {
+		return h.explain("list Pods", err)
+	}
+	if len(resp.Items) > 0 {
+		return fmt.Errorf("name %q is taken by Pod %s; choose another, or `hyperctl rm -f %s`: %w", name, shortID(resp.Items[0].Id), name, errdefs.ErrAlreadyExists)
+	}
+	return nil
 }
 
 // create makes the sandbox and the container; on failure nothing stays.

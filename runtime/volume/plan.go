@@ -70,9 +70,9 @@ func (p Pod) Plan(ctx context.Context, mounts []specs.Mount) (*Plan, error) {
 	return p.plan(ctx, mounts)
 }
 
-// Requests returns the plan's volumes for a CreateRequest, each once, and the
-// PutFiles requests to send before it, in order. Volumes whose files fit a message
-// together carry them inline, so that the usual container costs no extra round trip.
+// Requests returns volumes for a CreateRequest and the PutFiles requests to send
+// before it, in order; each volume is in one of them, once. Trees that fit a message
+// together are inline, so that the usual container costs no extra round trip.
 func (p *Plan) Requests() (volumes []*hyperstart.Volume, puts []*hyperstart.PutFilesRequest) {
 	return requests(p.Decisions)
 }

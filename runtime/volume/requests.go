@@ -20,20 +20,33 @@ func requests(decisions []Decision) (volumes []*hyperstart.Volume, puts []*hyper
 			continue
 		}
 		if i, ok := index[d.Volume.Name]; ok {
-			mergeDirectories(volumes[i], d.Volume)
+			if i >= 0 {
+				mergeDirectories(volumes[i], d.Volume)
+			}
 			continue
 		}
-		index[d.Volume.Name] = len(volumes)
 		v := proto.Clone(d.Volume).(*hyperstart.Volume)
-		if len(d.Parts) == 1 && proto.Size(d.Parts[0]) <= budget {
-			budget -= proto.Size(d.Parts[0])
+		if size := partsSize(d.Parts); size > budget || len(d.Parts) > 1 {
+			// The first part makes the volume. Naming it in the CreateRequest too could
+			// only do harm: an empty tree of the same version.
+			index[v.Name] = -1
+			puts = append(puts, putRequests(v.Name, d.Parts)...)
+			continue
+		} else if size > 0 {
+			budget -= size
 			v.Kind = &hyperstart.Volume_Files{Files: d.Parts[0]}
-		} else {
-			puts = append(puts, putRequests(d.Volume.Name, d.Parts)...)
 		}
+		index[v.Name] = len(volumes)
 		volumes = append(volumes, v)
 	}
 	return volumes, puts
+}
+
+func partsSize(parts []*hyperstart.FileTree) (n int) {
+	for _, p := range parts {
+		n += proto.Size(p)
+	}
+	return n
 }
 
 func mergeDirectories(into, from *hyperstart.Volume) {

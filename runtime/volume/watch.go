@@ -18,8 +18,10 @@ type Watcher struct{ watcher }
 // NewWatcher starts a watcher; it ends with Close or ctx.
 func NewWatcher(ctx context.Context, push Push) (*Watcher, error) { return newWatcher(ctx, push) }
 
-// Add watches the live volumes of a plan, which the guest already has; a volume that
-// is watched already is left alone.
+// Add watches the live volumes of a plan; call it once the guest has the plan's
+// requests. Every container's plan is added: a volume that is watched already is
+// pushed again if the plan had another version of it. An error says that updates of
+// some volumes will be found by the slow comparison only; it need not fail the Pod.
 func (w *Watcher) Add(p *Plan) error { return w.add(p) }
 
 // Close stops the goroutine, cancelling a push under way, and waits for it.

@@ -32,11 +32,13 @@ type watcher struct {
 	byPath map[string]*watched
 }
 
-// watched is a live volume; only the goroutine touches it after add.
+// watched is a live volume; what changes is guarded by the watcher's mu.
 type watched struct {
 	name, dir string
-	// version is the guest's.
+	// version is the guest's; "" if that is not certain.
 	version string
+	// doubts counts how often add has found the version uncertain.
+	doubts int
 	// due is when to look again; zero is not before the next event or resync.
 	due   time.Time
 	pause time.Duration
@@ -65,7 +67,15 @@ func (w *watcher) add(p *Plan) error {
 	defer w.mu.Unlock()
 	var errs []error
 	for _, d := range p.Decisions {
-		if !d.Live || w.byPath[d.HostPath] != nil {
+		if !d.Live {
+			continue
+		}
+		if v := w.byPath[d.HostPath]; v != nil {
+			// The plan's files may have been sent after a newer version was pushed.
+			if v.version != d.Parts[0].Version {
+				v.version, v.due = "", time.Now()
+				v.doubts++
+			}
 			continue
 		}
 		// Looked at once soon: the kubelet may have written since the plan was made.
@@ -180,7 +190,10 @@ func (w *watcher) pushDue(ctx context.Context) {
 }
 
 func (w *watcher) update(ctx context.Context, v *watched) error {
-	if now, err := currentVersion(v.dir); err != nil || now == v.version {
+	w.mu.Lock()
+	have, doubts := v.version, v.doubts
+	w.mu.Unlock()
+	if now, err := currentVersion(v.dir); err != nil || now == have {
 		return err
 	}
 	tree, err := packVersioned(v.dir)
@@ -190,7 +203,11 @@ func (w *watcher) update(ctx context.Context, v *watched) error {
 	if err := w.push(ctx, putRequests(v.name, split(tree))); err != nil {
 		return fmt.Errorf("push version %s: %w", tree.Version, err)
 	}
-	v.version = tree.Version
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if v.doubts == doubts {
+		v.version = tree.Version
+	}
 	return nil
 }
 

@@ -184,3 +184,35 @@ func TestCloseCancelsPush(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// TestWatcherDoubt: a later container's plan had an older version, which its requests
+// may have put back in the guest.
+func TestWatcherDoubt(t *testing.T) {
+	p, podDir := newPod(t)
+	dir := mkdir(t, filepath.Join(podDir, "volumes/kubernetes.io~configmap/cm"))
+	publish(t, dir, "..0", map[string]string{"k": "0"})
+	old, err := p.Plan(t.Context(), []specs.Mount{bind(dir, "/cm")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	publish(t, dir, "..1", map[string]string{"k": "1"})
+	now, err := p.Plan(t.Context(), []specs.Mount{bind(dir, "/cm")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	pushed := make(chan *hyperstart.PutFilesRequest, 9)
+	w, err := NewWatcher(t.Context(), func(_ context.Context, puts []*hyperstart.PutFilesRequest) error {
+		pushed <- puts[0]
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.Close()
+	if err := errors.Join(w.Add(now), w.Add(old)); err != nil {
+		t.Fatal(err)
+	}
+	if r := next(t, pushed); r.Tree.Version != "..1" {
+		t.Errorf("push %v", r)
+	}
+}

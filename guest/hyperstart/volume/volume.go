@@ -70,7 +70,8 @@ func (s *Set) entry(name string, create bool) (*entry, error) {
 	return e, nil
 }
 
-// Ensure makes a volume; one that exists is left as it is.
+// Ensure makes a volume; one that exists is left as it is, but for the directories a
+// container's subPath needs.
 func (s *Set) Ensure(v *hyperstart.Volume) error {
 	e, err := s.entry(v.GetName(), true)
 	if err != nil {
@@ -79,7 +80,7 @@ func (s *Set) Ensure(v *hyperstart.Volume) error {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if e.ready {
-		return nil
+		return ensureDirectories(e, v)
 	}
 	switch k := v.GetKind().(type) {
 	case *hyperstart.Volume_EmptyDir:
@@ -93,7 +94,7 @@ func (s *Set) Ensure(v *hyperstart.Volume) error {
 		return fmt.Errorf("volume %s: %w", v.GetName(), err)
 	}
 	e.ready = true
-	return nil
+	return ensureDirectories(e, v)
 }
 
 // Put replaces a volume's file tree, making the volume if need be.

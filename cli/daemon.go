@@ -1,0 +1,120 @@
+package cli
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/containerd/log"
+	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
+
+	"github.com/hypernetes/hypernetes/cluster"
+	"github.com/hypernetes/hypernetes/cluster/node"
+	"github.com/hypernetes/hypernetes/cluster/settings"
+	"github.com/hypernetes/hypernetes/cluster/status"
+)
+
+// eventsFD is where `h8s up` reads the daemon's progress.
+const eventsFD = 3
+
+// newSuperviseCommand is the daemon behind `h8s up`: settings on standard input,
+// progress on descriptor 3.
+func newSuperviseCommand() *cobra.Command {
+	cmd := &cobra.Command{Use: "supervise", Hidden: true, Args: noArgs}
+	name := nodeFlag(cmd)
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		a, l, err := find(*name)
+		if err != nil {
+			return err
+		}
+		var s settings.Node
+		if err := json.NewDecoder(io.LimitReader(os.Stdin, 1<<20)).Decode(&s); err != nil {
+			return fmt.Errorf("settings: %w", err)
+		}
+		events := os.NewFile(eventsFD, "events")
+		syscall.CloseOnExec(eventsFD)
+		enc := json.NewEncoder(events)
+		report := func(e status.Event) {
+			_ = enc.Encode(e) // nobody may be listening any more
+			if e.Kind == status.Done || e.Kind == status.Fail {
+				_ = events.Close()
+			}
+		}
+		d, err := cluster.NewDaemon(a, l, s)
+		if err != nil {
+			report(status.Event{Kind: status.Fail, Message: err.Error(), Reason: "H8S_START_FAILED"})
+			return err
+		}
+		return d.Run(cmd.Context(), report)
+	}
+	return cmd
+}
+
+// newAnchorCommand is the process that holds a node's namespaces.
+func newAnchorCommand() *cobra.Command {
+	return &cobra.Command{Use: "anchor", Hidden: true, Args: noArgs, RunE: func(cmd *cobra.Command, _ []string) error {
+		// Only its own end by h8s down or reset ends it; a terminal's signals are not meant for it.
+		signal.Ignore(unix.SIGHUP, unix.SIGINT, unix.SIGPIPE)
+		return node.RunAnchor(os.Stdin, os.NewFile(eventsFD, "ready"), func() { <-cmd.Context().Done() })
+	}}
+}
+
+func newServerCommand() *cobra.Command {
+	o := &nodeOptions{}
+	var nodeIP string
+	cmd := &cobra.Command{
+		Use:   "server",
+		Short: "Run a node on this machine's own network, in the foreground",
+		Long: `Runs the node and its control plane on the machine's own network and host name, in
+the foreground, for a service manager. Interrupting it stops the components and keeps
+the Pods; h8s down stops those too.`,
+		Args: noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error { return runServer(cmd, o, nodeIP) },
+	}
+	o.add(cmd.Flags())
+	cmd.Flags().StringVar(&nodeIP, "node-ip", "", "address of the node; found by its default route if empty")
+	return cmd
+}
+
+func runServer(cmd *cobra.Command, o *nodeOptions, nodeIP string) error {
+	if err := needRoot(); err != nil {
+		return err
+	}
+	a, l, err := find(o.name)
+	if err != nil {
+		return err
+	}
+	s, err := o.settings(l, cmd.Flags())
+	if err != nil {
+		return err
+	}
+	s.HostNetwork, s.APIPort = true, settings.APIPort
+	if s.NodeIP = nodeIP; s.NodeIP == "" {
+		if s.NodeIP, err = cluster.HostIP(); err != nil {
+			return err
+		}
+	}
+	p := newProgress(cmd.OutOrStdout())
+	defer p.end()
+	if err := preflight(cmd.Context(), a, s, o.ignorePreflight, p); err != nil {
+		return err
+	}
+	d, err := cluster.NewDaemon(a, l, s)
+	if err != nil {
+		return err
+	}
+	ctx := log.WithLogger(cmd.Context(), log.G(cmd.Context()).WithField("node", l.Name))
+	return d.Run(ctx, func(e status.Event) {
+		p.event(e)
+		switch e.Kind {
+		case status.Done:
+			fmt.Fprintf(cmd.OutOrStdout(), "Ready in %.1fs. KUBECONFIG=%s\n", e.Seconds, l.Kubeconfig())
+		case status.Fail:
+			fmt.Fprintf(cmd.OutOrStdout(), "Not ready: %s\n", e.Message)
+		}
+	})
+}

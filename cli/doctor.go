@@ -1,0 +1,96 @@
+package cli
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/hypernetes/hypernetes/cluster/doctor"
+	"github.com/hypernetes/hypernetes/cluster/layout"
+	"github.com/hypernetes/hypernetes/cluster/settings"
+	"github.com/hypernetes/hypernetes/cluster/status"
+)
+
+func newDoctorCommand() *cobra.Command {
+	o := &nodeOptions{}
+	cmd := &cobra.Command{
+		Use:   "doctor",
+		Short: "Check what this machine needs to run a node",
+		Long:  "Checks each need and prints its result, the reason and the remedy. The exit code is 0\nif nothing needed is missing; warnings do not count.",
+		Args:  noArgs,
+	}
+	o.add(cmd.Flags())
+	output := outputFlag(cmd)
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		if err := checkOutput(*output); err != nil {
+			return err
+		}
+		a, l, err := find(o.name)
+		if err != nil {
+			return err
+		}
+		s, err := o.settings(l, cmd.Flags())
+		if err != nil {
+			return err
+		}
+		st, err := status.NewClient(l.StatusSocket()).Status(cmd.Context())
+		results := doctor.Run(cmd.Context(), doctor.Machine(doctor.Input{Artifacts: a, Settings: s, Running: err == nil && st.PID > 0}))
+		if *output == "json" {
+			err = printJSON(cmd.OutOrStdout(), results)
+		} else {
+			err = printResults(cmd.OutOrStdout(), results)
+		}
+		if err != nil {
+			return err
+		}
+		if bad := doctor.Failed(results); len(bad) > 0 {
+			return becausef("H8S_PREFLIGHT", "%d needs of a node are not met", len(bad))
+		}
+		return nil
+	}
+	return cmd
+}
+
+var marks = map[doctor.Verdict]string{doctor.Pass: "✓", doctor.Warn: "!", doctor.Fail: "✗"}
+
+func printResults(w io.Writer, results []doctor.Result) error {
+	for _, r := range results {
+		if _, err := fmt.Fprintf(w, "%s %-22s %s\n", marks[r.Verdict], r.ID, r.Reason); err != nil {
+			return err
+		}
+		if r.Remedy != "" {
+			fmt.Fprintf(w, "  %-22s → %s\n", "", r.Remedy)
+		}
+	}
+	return nil
+}
+
+// preflight runs the doctor before a start: failures end it unless they are ignored,
+// warnings are only counted.
+func preflight(ctx context.Context, a layout.Artifacts, s settings.Node, ignore bool, p *progress) error {
+	began := time.Now()
+	p.event(status.Event{Kind: status.Begin, Name: "preflight"})
+	results := doctor.Run(ctx, doctor.Machine(doctor.Input{Artifacts: a, Settings: s, Quick: true}))
+	message := ""
+	for _, r := range results {
+		if r.Verdict == doctor.Warn {
+			if message != "" {
+				message += ", "
+			}
+			message += r.Code
+		}
+	}
+	if message != "" {
+		message = "warnings: " + message + " (h8s doctor explains)"
+	}
+	bad := doctor.Failed(results)
+	if len(bad) > 0 && !ignore {
+		p.end()
+		return because(bad[0].Code, fmt.Errorf("%s: %s (%s)", bad[0].ID, bad[0].Reason, bad[0].Remedy))
+	}
+	p.event(status.Event{Kind: status.Step, Name: "preflight", Seconds: time.Since(began).Seconds(), Message: message})
+	return nil
+}

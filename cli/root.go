@@ -1,0 +1,117 @@
+package cli
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+
+	"github.com/containerd/errdefs"
+	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
+
+	"github.com/hypernetes/hypernetes/cluster/layout"
+)
+
+// version is set when linking.
+var version = "unknown"
+
+// DefaultNode is the node commands mean when no --name is given.
+const DefaultNode = "h8s"
+
+// Main runs h8s and returns its exit code.
+func Main(args []string) int {
+	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGINT, unix.SIGTERM)
+	defer stop()
+	root := newRoot()
+	root.SetArgs(args)
+	if err := root.ExecuteContext(ctx); err != nil {
+		return explain(os.Stderr, err)
+	}
+	return 0
+}
+
+func newRoot() *cobra.Command {
+	root := &cobra.Command{
+		Use:   "h8s",
+		Short: "Hypernetes: Kubernetes whose Pods are virtual machines",
+		Long: `Hypernetes (h8s) is Kubernetes whose Pods are virtual machines.
+
+  h8s up          starts a node with its control plane on this machine
+  h8s kubectl     talks to it
+  h8s down        stops it, h8s reset removes every trace of it
+
+The node lives in network, mount and host-name namespaces of its own; the machine's
+own network and file systems stay as they are. The API server is published on
+127.0.0.1 only.`,
+		SilenceUsage: true, SilenceErrors: true,
+		CompletionOptions: cobra.CompletionOptions{HiddenDefaultCmd: false},
+	}
+	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return because("H8S_USAGE", err) })
+	root.AddCommand(
+		newUpCommand(), newDownCommand(), newStatusCommand(), newResetCommand(), newDoctorCommand(),
+		newLogsCommand(), newKubectlCommand(), newServerCommand(), newImageCommand(), newVersionCommand(),
+		newSuperviseCommand(), newAnchorCommand(),
+	)
+	return root
+}
+
+// nodeFlag adds --name and returns where the node's paths will be found.
+func nodeFlag(cmd *cobra.Command) *string {
+	return cmd.Flags().StringP("name", "n", DefaultNode, "name of the node")
+}
+
+func needRoot() error {
+	if os.Geteuid() != 0 {
+		return becausef("H8S_NOT_ROOT", "this needs root: %w", errdefs.ErrPermissionDenied)
+	}
+	return nil
+}
+
+// find returns the artefacts and the paths of a node.
+func find(name string) (layout.Artifacts, layout.Node, error) {
+	l, err := layout.NewNode(name)
+	if err != nil {
+		return layout.Artifacts{}, l, err
+	}
+	a, err := layout.FindArtifacts()
+	return a, l, err
+}
+
+// outputFlag adds -o for commands that read.
+func outputFlag(cmd *cobra.Command) *string {
+	return cmd.Flags().StringP("output", "o", "", "output format: json, or a table if empty")
+}
+
+func checkOutput(format string) error {
+	if format != "" && format != "json" {
+		return becausef("H8S_USAGE", "output %q: want json: %w", format, errdefs.ErrInvalidArgument)
+	}
+	return nil
+}
+
+func printJSON(w io.Writer, v any) error {
+	enc := json.NewEncoder(w)
+	enc.SetIndent("", "  ")
+	return enc.Encode(v)
+}
+
+// noArgs refuses arguments with a reason.
+func noArgs(_ *cobra.Command, args []string) error {
+	if len(args) > 0 {
+		return becausef("H8S_USAGE", "unexpected argument %q: %w", args[0], errdefs.ErrInvalidArgument)
+	}
+	return nil
+}
+
+func newVersionCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: "version", Short: "Print the version", Args: noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			_, err := fmt.Fprintln(cmd.OutOrStdout(), version)
+			return err
+		},
+	}
+}

@@ -1,0 +1,352 @@
+package cluster
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"sync"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/containerd/log"
+	"golang.org/x/sys/unix"
+
+	"github.com/hypernetes/hypernetes/cluster/cgroup"
+	"github.com/hypernetes/hypernetes/cluster/component"
+	"github.com/hypernetes/hypernetes/cluster/gateway"
+	"github.com/hypernetes/hypernetes/cluster/layout"
+	"github.com/hypernetes/hypernetes/cluster/node"
+	"github.com/hypernetes/hypernetes/cluster/settings"
+	"github.com/hypernetes/hypernetes/cluster/status"
+	"github.com/hypernetes/hypernetes/cluster/supervisor"
+)
+
+// readyTimeout bounds a start. A loaded machine without hardware acceleration needs
+// a fraction of it; beyond, something is wrong and the status says what.
+const readyTimeout = 5 * time.Minute
+
+// proxyPort is the port inside the node where image pulls find the way out.
+const proxyPort = 3128
+
+// Daemon is the process behind `h8s up` and `h8s server`.
+type Daemon struct {
+	input   component.Input
+	cgroups *cgroup.Host
+	gateway *gateway.Gateway
+	lock    *os.File
+
+	mu      sync.Mutex
+	node    *node.Node
+	sup     *supervisor.Supervisor
+	phase   status.Phase
+	began   time.Time
+	ready   time.Duration
+	steps   []status.Event
+	problem string
+	down    sync.Once
+	last    status.Event
+	ended   chan struct{} // closed when the node was stopped on request
+}
+
+// NewDaemon locks the node's name and returns its daemon; errdefs.ErrAlreadyExists
+// means that another one runs.
+func NewDaemon(a layout.Artifacts, l layout.Node, s settings.Node) (*Daemon, error) {
+	if err := s.Validate(); err != nil {
+		return nil, err
+	}
+	cg, err := cgroup.Open()
+	if err != nil {
+		return nil, err
+	}
+	for _, dir := range []string{l.State, l.StatePath("log"), l.Run} {
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			return nil, err
+		}
+	}
+	lock, err := lockNode(l)
+	if err != nil {
+		return nil, err
+	}
+	in := component.Input{Artifacts: a, Node: l, Settings: s, CgroupV1: !cg.Unified(), Path: component.SearchPath(a)}
+	if !s.HostNetwork {
+		in.Proxy = fmt.Sprintf("http://127.0.0.1:%d", proxyPort)
+	}
+	return &Daemon{input: in, cgroups: cg, lock: lock, phase: status.Starting, began: time.Now(), ended: make(chan struct{})}, nil
+}
+
+func lockNode(l layout.Node) (*os.File, error) {
+	f, err := os.OpenFile(l.RunPath("lock"), os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		_ = f.Close()
+		return nil, fmt.Errorf("node %s has a daemon already: %w", l.Name, errdefs.ErrAlreadyExists)
+	}
+	return f, nil
+}
+
+// Run brings the node up, reporting progress, and serves until it is stopped on
+// request or ctx ends. The end of ctx stops the components and keeps the Pods, so
+// that a service manager may restart h8s under running workloads.
+func (d *Daemon) Run(ctx context.Context, report func(status.Event)) error {
+	defer d.lock.Close()
+	log.G(ctx).WithField("node", d.input.Node.Name).Info("starting")
+	serveCtx, endServe := context.WithCancel(context.WithoutCancel(ctx))
+	served := make(chan error, 1)
+	go func() {
+		served <- status.Serve(serveCtx, d.input.Node.StatusSocket(), status.Handler{Status: d.Status, Down: d.Down})
+	}()
+	defer func() {
+		endServe()
+		<-served
+		_ = os.Remove(d.input.Node.StatusSocket())
+		_ = os.Remove(d.input.Node.RunPath("lock"))
+		removeIfEmpty(d.input.Node.Run, layout.RunRoot)
+	}()
+
+	startCtx, cancelStart := context.WithTimeout(ctx, readyTimeout)
+	defer cancelStart()
+	go func() { // a stop request also ends a start in progress
+		select {
+		case <-d.ended:
+			cancelStart()
+		case <-startCtx.Done():
+		}
+	}()
+	err := d.start(startCtx, func(e status.Event) {
+		d.mu.Lock()
+		if e.Kind == status.Step || e.Kind == status.Warn {
+			d.steps = append(d.steps, e)
+		}
+		d.mu.Unlock()
+		report(e)
+	})
+	if err != nil {
+		return d.startFailed(ctx, err, report)
+	}
+	d.set(status.Running, nil)
+	d.mu.Lock()
+	d.ready = time.Since(d.began)
+	d.mu.Unlock()
+	report(status.Event{Kind: status.Done, Seconds: time.Since(d.began).Seconds()})
+	return d.serve(ctx)
+}
+
+// startFailed reports a failed start. What runs by then stays for inspection when a
+// component is to blame, and goes when nothing was started yet.
+func (d *Daemon) startFailed(ctx context.Context, err error, report func(status.Event)) error {
+	log.G(ctx).WithError(err).Error("start failed")
+	d.set(status.Failed, err)
+	d.mu.Lock()
+	started := d.sup != nil
+	d.mu.Unlock()
+	report(status.Event{Kind: status.Fail, Message: err.Error(), Reason: ReasonOf(err)})
+	if !started {
+		d.Down(ctx, false, func(status.Event) {})
+		return err
+	}
+	return d.serve(ctx)
+}
+
+func (d *Daemon) serve(ctx context.Context) error {
+	select {
+	case <-d.ended:
+	case <-ctx.Done():
+		d.Down(context.WithoutCancel(ctx), true, func(status.Event) {})
+	}
+	log.G(ctx).Info("stopped")
+	return nil
+}
+
+func (d *Daemon) set(p status.Phase, err error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.phase = p
+	if err != nil {
+		d.problem = err.Error()
+	}
+}
+
+// start is the order of things: gateway, certificates, namespaces, components.
+func (d *Daemon) start(ctx context.Context, report func(status.Event)) error {
+	in := d.input
+	step := func(name, message string, f func() error) error {
+		report(status.Event{Kind: status.Begin, Name: name})
+		t := time.Now()
+		if err := f(); err != nil {
+			return err
+		}
+		report(status.Event{Kind: status.Step, Name: name, Seconds: time.Since(t).Seconds(), Message: message})
+		return nil
+	}
+	d.gateway = gateway.New(ctx)
+	ports, err := d.listen()
+	if err != nil {
+		return err
+	}
+	components := component.All(in)
+	if err := step("certificates", "", func() error { return prepare(in, components) }); err != nil {
+		ports.close()
+		return err
+	}
+	if err := step("node", "", func() error { return d.openNode(ctx) }); err != nil {
+		ports.close()
+		return err
+	}
+	if err := d.openGateway(ports); err != nil {
+		return err
+	}
+	if err := in.Settings.Save(in.Node.StatePath("node.json")); err != nil {
+		return err
+	}
+	if err := d.startComponents(ctx, components, report); err != nil {
+		return err
+	}
+	return nil
+}
+
+// openNode finds the node's namespaces or makes them, and moves this process into
+// the node's cgroup, so that whatever belongs to a node can be found there.
+func (d *Daemon) openNode(ctx context.Context) error {
+	in := d.input
+	n, err := node.Open(in.Node, in.Settings, d.cgroups)
+	if err != nil {
+		if err := sweep(ctx, d.cgroups, in.Node); err != nil {
+			return err
+		}
+		if n, err = node.Create(ctx, in.Node, in.Settings, d.cgroups, nil); err != nil {
+			return err
+		}
+	}
+	group := n.Cgroup("h8s")
+	if err := d.cgroups.Create(group); err != nil {
+		return err
+	}
+	if err := d.cgroups.Attach(group, os.Getpid()); err != nil {
+		return err
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.node = n
+	return nil
+}
+
+// ports are the host listeners, opened before anything else so that a taken port is
+// found out at once.
+type ports struct {
+	listeners []net.Listener
+	targets   []string
+}
+
+func (p ports) close() {
+	for _, l := range p.listeners {
+		_ = l.Close()
+	}
+}
+
+func (d *Daemon) listen() (ports, error) {
+	s := d.input.Settings
+	if s.HostNetwork {
+		return ports{}, nil
+	}
+	var p ports
+	add := func(host int, target string) error {
+		l, err := gateway.ListenLoopback(host)
+		if err != nil {
+			return err
+		}
+		p.listeners, p.targets = append(p.listeners, l), append(p.targets, target)
+		return nil
+	}
+	var err error
+	if !s.RuntimeOnly {
+		err = add(s.APIPort, fmt.Sprintf("127.0.0.1:%d", settings.APIPort))
+	}
+	for _, pub := range s.Publish {
+		err = errors.Join(err, add(pub.Host, fmt.Sprintf("%s:%d", s.NodeIP, pub.Node)))
+	}
+	if err != nil {
+		p.close()
+	}
+	return p, err
+}
+
+func (d *Daemon) openGateway(p ports) error {
+	for i, l := range p.listeners {
+		d.gateway.Forward(l, d.node.Dial, p.targets[i])
+	}
+	if d.input.Proxy == "" {
+		return nil
+	}
+	l, err := d.node.Listen("tcp4", fmt.Sprintf("127.0.0.1:%d", proxyPort))
+	if err != nil {
+		return fmt.Errorf("proxy for image pulls: %w", err)
+	}
+	d.gateway.Proxy(l)
+	return nil
+}
+
+// Status describes the node now.
+func (d *Daemon) Status() status.Node {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	st := status.Node{
+		Name: d.input.Node.Name, Phase: d.phase, PID: os.Getpid(), Started: d.began, ReadyAfter: d.ready.Seconds(),
+		Settings: d.input.Settings, Steps: d.steps, Error: d.problem,
+	}
+	if !d.input.Settings.RuntimeOnly {
+		st.Server, st.Kubeconfig = fmt.Sprintf("https://127.0.0.1:%d", d.input.Settings.APIPort), d.input.Node.Kubeconfig()
+	}
+	if d.node != nil {
+		st.AnchorPID = d.node.AnchorPID()
+	}
+	if d.sup != nil {
+		st.Components = d.sup.Status()
+	}
+	if st.Phase == status.Running {
+		for _, c := range st.Components {
+			if c.State != supervisor.Ready {
+				st.Phase = status.Degraded
+			}
+		}
+	}
+	return st
+}
+
+// Absent describes a node without a daemon, from what is left of it.
+func Absent(l layout.Node) status.Node {
+	st := status.Node{Name: l.Name, Phase: status.Absent}
+	st.Settings, _ = settings.Load(l.StatePath("node.json")) // none is told by its empty name
+	cg, err := cgroup.Open()
+	if err != nil {
+		return st
+	}
+	if n, err := node.Open(l, st.Settings, cg); err == nil {
+		st.Phase, st.AnchorPID = status.Headless, n.AnchorPID()
+	}
+	b, err := os.ReadFile(l.RunPath("down.json"))
+	if err == nil {
+		_ = json.Unmarshal(b, &st.Steps)
+	}
+	return st
+}
+
+// ReasonOf returns the stable reason of an error, for package cli's advice.
+func ReasonOf(err error) string {
+	var port *gateway.PortInUseError
+	switch {
+	case errors.As(err, &port):
+		return "H8S_PORT_IN_USE"
+	case errors.Is(err, unix.ENOSPC):
+		return "H8S_DISK_FULL"
+	case errors.Is(err, unix.EPERM) || errors.Is(err, unix.EACCES):
+		return "H8S_PERMISSION"
+	case errors.Is(err, context.DeadlineExceeded):
+		return "H8S_START_TIMEOUT"
+	}
+	return "H8S_START_FAILED"
+}

@@ -1,0 +1,302 @@
+package doctor
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"runtime"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/hypernetes/hypernetes/cluster/cgroup"
+	"github.com/hypernetes/hypernetes/cluster/gateway"
+	"github.com/hypernetes/hypernetes/cluster/layout"
+	"github.com/hypernetes/hypernetes/cluster/settings"
+)
+
+// Input is what the checks depend on.
+type Input struct {
+	Artifacts layout.Artifacts
+	Settings  settings.Node
+	// Running says that the node runs, so that its ports are rightly taken.
+	Running bool
+	// Quick leaves out checks that take more than a moment and cannot fail a start.
+	Quick bool
+}
+
+const (
+	needMemory = 2 << 30
+	needDisk   = 4 << 30
+	lowDisk    = 10 << 30
+)
+
+// Machine returns the checks of this machine.
+func Machine(in Input) []Check {
+	checks := []Check{
+		{"root", root},
+		{"memory", memory},
+		{"disk", disk},
+		{"cgroups", cgroups},
+		{"qemu", qemu},
+		{"mkfs.erofs", tool("mkfs.erofs", "erofs-utils", "turns image layers into files a virtual machine attaches")},
+		{"nft", tool("nft", "nftables", "kube-proxy and hostPorts write their rules with it")},
+		{"conntrack", optionalTool("conntrack", "kube-proxy cannot drop stale UDP flows of Services without it")},
+		{"overlay", fileSystem("overlay")},
+		{"erofs", optionalFileSystem("erofs", "only Pods of RuntimeClass runc need the machine to mount EROFS")},
+		{"tun", device("/dev/net/tun", "H8S_TUN", "virtual machines reach the network through a tap device", "modprobe tun")},
+		{"components", components(in.Artifacts)},
+		{"guest", guest(in.Artifacts)},
+		{"ports", ports(in)},
+		{"kvm", kvm},
+	}
+	if in.Settings.Egress {
+		checks = append(checks, Check{"slirp4netns", tool("slirp4netns", "slirp4netns", "--egress needs it")})
+	} else if !in.Settings.HostNetwork {
+		checks = append(checks, Check{"egress", func(context.Context) Result {
+			return pass("Pods are not connected to the outside; h8s up --egress does that. Image pulls work either way.")
+		}})
+	}
+	return checks
+}
+
+func root(context.Context) Result {
+	if runtime.GOOS != "linux" {
+		return fail("H8S_LINUX", "Linux is needed", "run h8s on Linux")
+	}
+	if os.Geteuid() != 0 {
+		return fail("H8S_NOT_ROOT", "not root", "run as root, for example with sudo")
+	}
+	return pass("root on Linux")
+}
+
+func memory(context.Context) Result {
+	total, available, err := meminfo()
+	if err != nil {
+		return warn("H8S_MEMORY", err.Error(), "mount /proc")
+	}
+	reason := fmt.Sprintf("%.1f GiB available of %.1f", float64(available)/(1<<30), float64(total)/(1<<30))
+	if available < needMemory {
+		return fail("H8S_MEMORY", reason, "2 GiB are needed for the control plane and a few Pods; end other programs")
+	}
+	return pass(reason)
+}
+
+func meminfo() (total, available uint64, err error) {
+	b, err := os.ReadFile("/proc/meminfo")
+	if err != nil {
+		return 0, 0, err
+	}
+	sc := bufio.NewScanner(bytes.NewReader(b))
+	for sc.Scan() {
+		f := strings.Fields(sc.Text())
+		if len(f) < 2 {
+			continue
+		}
+		kib, err := strconv.ParseUint(f[1], 10, 64)
+		if err != nil {
+			continue
+		}
+		switch f[0] {
+		case "MemTotal:":
+			total = kib << 10
+		case "MemAvailable:":
+			available = kib << 10
+		}
+	}
+	return total, available, sc.Err()
+}
+
+func disk(context.Context) Result {
+	dir := layout.StateRoot
+	for {
+		if _, err := os.Stat(dir); err == nil {
+			break
+		}
+		dir = dir[:max(1, strings.LastIndexByte(dir, '/'))]
+	}
+	var st unix.Statfs_t
+	if err := unix.Statfs(dir, &st); err != nil {
+		return warn("H8S_DISK", err.Error(), "check "+dir)
+	}
+	free := st.Bavail * uint64(st.Bsize)
+	reason := fmt.Sprintf("%.1f GiB free below %s", float64(free)/(1<<30), layout.StateRoot)
+	switch {
+	case free < needDisk:
+		return fail("H8S_DISK_FULL", reason, "4 GiB are needed for images and Pods; free some")
+	case free < lowDisk:
+		return warn("H8S_DISK_LOW", reason, "10 GiB are comfortable")
+	}
+	return pass(reason)
+}
+
+func cgroups(context.Context) Result {
+	h, err := cgroup.Open()
+	if err != nil {
+		return fail("H8S_CGROUP", err.Error(), "mount cgroup2 on /sys/fs/cgroup")
+	}
+	if !h.Unified() {
+		return warn("H8S_CGROUP_V1", "the machine uses cgroup version 1, which Kubernetes drops no earlier than 1.38 and containerd in 2029",
+			"boot with systemd.unified_cgroup_hierarchy=1; Pods have version 2 inside either way")
+	}
+	return pass("version 2")
+}
+
+const qemuBinary = "qemu-system-x86_64"
+
+func qemu(ctx context.Context) Result {
+	const remedy = "apt-get install qemu-system-x86"
+	path, err := exec.LookPath(qemuBinary)
+	if err != nil {
+		return fail("H8S_QEMU", "no "+qemuBinary+" on PATH", remedy)
+	}
+	out, err := exec.CommandContext(ctx, path, "--version").Output()
+	if err != nil {
+		return fail("H8S_QEMU", fmt.Sprintf("%s --version: %v", path, err), remedy)
+	}
+	line, _, _ := strings.Cut(string(out), "\n")
+	major, ok := qemuMajor(line)
+	if !ok {
+		return warn("H8S_QEMU", "cannot read the version from "+strconv.Quote(line), "version 7.2 or later is needed")
+	}
+	if major < 7 {
+		return fail("H8S_QEMU", line, "version 7.2 or later is needed")
+	}
+	return pass(line)
+}
+
+// qemuMajor reads 7 from "QEMU emulator version 7.2.19 (Debian ...)".
+func qemuMajor(line string) (int, bool) {
+	_, rest, ok := strings.Cut(line, "version ")
+	if !ok {
+		return 0, false
+	}
+	number, _, _ := strings.Cut(rest, ".")
+	major, err := strconv.Atoi(number)
+	return major, err == nil
+}
+
+func tool(name, pkg, why string) func(context.Context) Result {
+	return func(context.Context) Result {
+		path, err := exec.LookPath(name)
+		if err != nil {
+			return fail("H8S_TOOL_MISSING", "no "+name+" on PATH: "+why, "apt-get install "+pkg)
+		}
+		return pass(path)
+	}
+}
+
+func optionalTool(name, why string) func(context.Context) Result {
+	return func(context.Context) Result {
+		path, err := exec.LookPath(name)
+		if err != nil {
+			return warn("H8S_TOOL_MISSING", "no "+name+" on PATH: "+why, "apt-get install "+name)
+		}
+		return pass(path)
+	}
+}
+
+func knows(name string) bool {
+	b, err := os.ReadFile("/proc/filesystems")
+	if err != nil {
+		return false
+	}
+	for line := range strings.Lines(string(b)) {
+		if f := strings.Fields(line); len(f) > 0 && f[len(f)-1] == name {
+			return true
+		}
+	}
+	// Not loaded yet, but loadable: the mount will load it.
+	return exec.Command("modprobe", "--dry-run", "--quiet", name).Run() == nil
+}
+
+func fileSystem(name string) func(context.Context) Result {
+	return func(context.Context) Result {
+		if !knows(name) {
+			return fail("H8S_KERNEL", "the kernel has no "+name+" file system", "use a kernel with it, as Debian's is")
+		}
+		return pass("in the kernel")
+	}
+}
+
+func optionalFileSystem(name, why string) func(context.Context) Result {
+	return func(context.Context) Result {
+		if !knows(name) {
+			return warn("H8S_KERNEL", "the kernel has no "+name+" file system: "+why, "use a kernel with it")
+		}
+		return pass("in the kernel")
+	}
+}
+
+func device(path, code, why, remedy string) func(context.Context) Result {
+	return func(context.Context) Result {
+		f, err := os.OpenFile(path, os.O_RDWR, 0)
+		if errors.Is(err, fs.ErrNotExist) {
+			return fail(code, path+" is missing: "+why, remedy)
+		}
+		if err != nil {
+			return fail(code, err.Error()+": "+why, remedy)
+		}
+		_ = f.Close()
+		return pass(path)
+	}
+}
+
+func components(a layout.Artifacts) func(context.Context) Result {
+	return func(context.Context) Result {
+		var missing []string
+		for _, path := range []string{a.Bin("kubernetes"), a.Bin("containerd"), a.Bin("containerd-shim-hyper-v2"), a.CNIDir() + "/ptp", a.CNIDir() + "/host-local", a.CNIDir() + "/portmap"} {
+			if st, err := os.Stat(path); err != nil || st.Mode()&0o111 == 0 {
+				missing = append(missing, path)
+			}
+		}
+		if len(missing) > 0 {
+			return fail("H8S_COMPONENTS", "missing: "+strings.Join(missing, " "), "make build, or set H8S_OUT to a built tree")
+		}
+		return pass("below " + a.Root)
+	}
+}
+
+func guest(a layout.Artifacts) func(context.Context) Result {
+	return func(context.Context) Result {
+		var missing []string
+		for _, name := range []string{"vmlinux", "initramfs.img", "scratch.ext4"} {
+			if _, err := os.Stat(a.Share(name)); err != nil {
+				missing = append(missing, a.Share(name))
+			}
+		}
+		if len(missing) > 0 {
+			return fail("H8S_GUEST", "missing: "+strings.Join(missing, " "), "make guest")
+		}
+		return pass("kernel, initramfs and scratch disk present")
+	}
+}
+
+func ports(in Input) func(context.Context) Result {
+	return func(context.Context) Result {
+		if in.Running || in.Settings.HostNetwork {
+			return pass("in use by the node")
+		}
+		var want []int
+		if !in.Settings.RuntimeOnly {
+			want = append(want, in.Settings.APIPort)
+		}
+		for _, p := range in.Settings.Publish {
+			want = append(want, p.Host)
+		}
+		for _, port := range want {
+			l, err := gateway.ListenLoopback(port)
+			if err != nil {
+				return fail("H8S_PORT_IN_USE", err.Error(), "choose another with --api-port or --publish, or end that program")
+			}
+			_ = l.Close()
+		}
+		return pass(fmt.Sprintf("free: %v", want))
+	}
+}

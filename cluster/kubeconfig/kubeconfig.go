@@ -1,0 +1,150 @@
+// Package kubeconfig owns kubeconfig files: writing ours, and merging an entry into
+// a user's file and taking it out again without disturbing what else is there. It
+// must not know how the credentials were made.
+package kubeconfig
+
+import (
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"sigs.k8s.io/yaml"
+)
+
+// Entry is one cluster, user and context, all three called Name.
+type Entry struct {
+	Name   string
+	Server string
+	CA     []byte // PEM
+	Cert   []byte // PEM
+	Key    []byte // PEM
+}
+
+// doc keeps a kubeconfig as plain maps so that fields this program does not know
+// survive a merge.
+type doc = map[string]any
+
+// Render returns a kubeconfig with only the entry.
+func Render(e Entry) ([]byte, error) {
+	d := doc{"apiVersion": "v1", "kind": "Config", "preferences": doc{}}
+	put(d, e)
+	return yaml.Marshal(d)
+}
+
+// Write renders the entry to path with mode 0600.
+func Write(path string, e Entry) error {
+	b, err := Render(e)
+	if err != nil {
+		return err
+	}
+	return replace(path, b)
+}
+
+// Merge puts the entry into the file at path, making it if needed, and selects its context.
+func Merge(path string, e Entry) error {
+	d, err := read(path)
+	if err != nil {
+		return err
+	}
+	put(d, e)
+	b, err := yaml.Marshal(d)
+	if err != nil {
+		return err
+	}
+	return replace(path, b)
+}
+
+// Unmerge takes the entry called name out of the file at path, if both exist, and
+// reports whether it changed the file.
+func Unmerge(path, name string) (bool, error) {
+	if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	d, err := read(path)
+	if err != nil {
+		return false, err
+	}
+	changed := false
+	for _, list := range []string{"clusters", "users", "contexts"} {
+		kept := without(d[list], name)
+		if old, ok := d[list].([]any); ok && len(old) != len(kept) {
+			changed = true
+			d[list] = kept
+		}
+	}
+	if !changed {
+		return false, nil
+	}
+	if d["current-context"] == name {
+		d["current-context"] = ""
+	}
+	b, err := yaml.Marshal(d)
+	if err != nil {
+		return false, err
+	}
+	return true, replace(path, b)
+}
+
+// UserPath is the file kubectl would use: the first of $KUBECONFIG, else ~/.kube/config.
+func UserPath() (string, error) {
+	if list := filepath.SplitList(os.Getenv("KUBECONFIG")); len(list) > 0 && list[0] != "" {
+		return list[0], nil
+	}
+	home, err := os.UserHomeDir()
+	if err != nil {
+		return "", err
+	}
+	return filepath.Join(home, ".kube", "config"), nil
+}
+
+func read(path string) (doc, error) {
+	b, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return doc{"apiVersion": "v1", "kind": "Config", "preferences": doc{}}, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	d := doc{}
+	if err := yaml.Unmarshal(b, &d); err != nil {
+		return nil, fmt.Errorf("kubeconfig %s: %w", path, err)
+	}
+	return d, nil
+}
+
+func put(d doc, e Entry) {
+	b64 := base64.StdEncoding.EncodeToString
+	add := func(list, field string, value doc) {
+		d[list] = append(without(d[list], e.Name), doc{"name": e.Name, field: value})
+	}
+	add("clusters", "cluster", doc{"server": e.Server, "certificate-authority-data": b64(e.CA)})
+	add("users", "user", doc{"client-certificate-data": b64(e.Cert), "client-key-data": b64(e.Key)})
+	add("contexts", "context", doc{"cluster": e.Name, "user": e.Name})
+	d["current-context"] = e.Name
+}
+
+func without(list any, name string) []any {
+	old, _ := list.([]any)
+	kept := make([]any, 0, len(old)+1)
+	for _, item := range old {
+		if m, ok := item.(doc); ok && m["name"] == name {
+			continue
+		}
+		kept = append(kept, item)
+	}
+	return kept
+}
+
+func replace(path string, b []byte) error {
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		return err
+	}
+	tmp := path + ".h8s-tmp"
+	if err := os.WriteFile(tmp, b, 0o600); err != nil {
+		return err
+	}
+	return os.Rename(tmp, path)
+}

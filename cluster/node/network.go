@@ -1,0 +1,81 @@
+package node
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"os"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/hypernetes/hypernetes/cluster/settings"
+)
+
+// link is the interface that carries the node's address.
+const link = "h8s0"
+
+// sysctls of the node's network namespace.
+var sysctls = []struct{ key, value string }{
+	{"net/ipv4/ip_forward", "1"},
+	// Pods are routed, not bridged: a Pod that reaches itself through a Service is
+	// sent back where it came from, which is no reason for an ICMP redirect.
+	{"net/ipv4/conf/all/send_redirects", "0"},
+	{"net/ipv4/conf/default/send_redirects", "0"},
+	// Loose, because replies to a translated hostPort connection come in on a veth.
+	{"net/ipv4/conf/all/rp_filter", "0"},
+	{"net/ipv4/conf/default/rp_filter", "0"},
+}
+
+// configureNetwork sets up the calling process's (new) network namespace: loopback,
+// a link that holds the node's address, and a route for Service addresses, which
+// must be routable before they are translated.
+func configureNetwork(nodeIP string) error {
+	lo, err := netlink.LinkByName("lo")
+	if err != nil {
+		return err
+	}
+	if err := netlink.LinkSetUp(lo); err != nil {
+		return fmt.Errorf("lo: %w", err)
+	}
+	l, err := addLink()
+	if err != nil {
+		return err
+	}
+	ip := net.ParseIP(nodeIP)
+	addr := &netlink.Addr{IPNet: &net.IPNet{IP: ip, Mask: net.CIDRMask(32, 32)}}
+	if err := netlink.AddrAdd(l, addr); err != nil {
+		return fmt.Errorf("%s: address %s: %w", link, nodeIP, err)
+	}
+	if err := netlink.LinkSetUp(l); err != nil {
+		return fmt.Errorf("%s: %w", link, err)
+	}
+	for _, cidr := range []string{settings.ServiceCIDR} {
+		_, dst, err := net.ParseCIDR(cidr)
+		if err != nil {
+			return err
+		}
+		if err := netlink.RouteAdd(&netlink.Route{LinkIndex: l.Attrs().Index, Dst: dst, Src: ip, Scope: netlink.SCOPE_LINK}); err != nil {
+			return fmt.Errorf("route %s: %w", cidr, err)
+		}
+	}
+	for _, s := range sysctls {
+		if err := os.WriteFile("/proc/sys/"+s.key, []byte(s.value), 0); err != nil {
+			return fmt.Errorf("sysctl: %w", err)
+		}
+	}
+	return nil
+}
+
+// addLink makes a dummy interface, or a bridge without ports where the kernel has
+// no dummy driver; both hold an address without a peer.
+func addLink() (netlink.Link, error) {
+	err := netlink.LinkAdd(&netlink.Dummy{LinkAttrs: netlink.LinkAttrs{Name: link}})
+	if errors.Is(err, unix.EOPNOTSUPP) {
+		err = netlink.LinkAdd(&netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: link}})
+	}
+	if err != nil {
+		return nil, fmt.Errorf("make %s: %w", link, err)
+	}
+	return netlink.LinkByName(link)
+}

@@ -1,0 +1,211 @@
+// Package reset owns finding and removing every trace of a node on the host: its
+// processes and cgroups, its directories, and mounts below them should a crash have
+// left any. Links, network namespaces, taps and the node's mounts live in the node's
+// own namespaces and end with its processes. It must not know how to stop a node in
+// order; that is done before.
+package reset
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/hypernetes/hypernetes/cluster/cgroup"
+	"github.com/hypernetes/hypernetes/cluster/layout"
+)
+
+// Item is one thing of a node's on the host.
+type Item struct {
+	Kind string // process, cgroup, mount, loop, directory
+	What string
+}
+
+// Plan lists what there is of a node, in the order of removal.
+func Plan(l layout.Node) []Item {
+	var items []Item
+	if cg, err := cgroup.Open(); err == nil {
+		for _, pid := range cg.Pids(l.Cgroup()) {
+			items = append(items, Item{"process", fmt.Sprintf("%d %s", pid, comm(pid))})
+		}
+		for _, dir := range cg.Dirs(l.Cgroup()) {
+			items = append(items, Item{"cgroup", dir})
+		}
+	}
+	for _, m := range mounts(l) {
+		items = append(items, Item{"mount", m})
+	}
+	for _, d := range loops(l) {
+		items = append(items, Item{"loop", d})
+	}
+	for _, dir := range []string{l.Run, l.State} {
+		if _, err := os.Stat(dir); err == nil {
+			items = append(items, Item{"directory", dir})
+		}
+	}
+	return items
+}
+
+// AnythingRuns reports whether processes of the node are left.
+func AnythingRuns(l layout.Node) bool {
+	cg, err := cgroup.Open()
+	return err == nil && (len(cg.Pids(l.Cgroup())) > 0 || len(cg.Dirs(l.Cgroup())) > 0)
+}
+
+// Remove removes everything Plan lists and the shared parents that are then empty.
+func Remove(ctx context.Context, l layout.Node) error {
+	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	defer cancel()
+	cg, err := cgroup.Open()
+	if err != nil {
+		return err
+	}
+	if err := errors.Join(cg.Kill(ctx, l.Cgroup()), cg.Remove(ctx, l.Cgroup())); err != nil {
+		return err
+	}
+	if len(cg.Children("/h8s")) == 0 {
+		if err := cg.Remove(ctx, "/h8s"); err != nil {
+			return err
+		}
+	}
+	for _, m := range mounts(l) {
+		if err := unix.Unmount(m, unix.MNT_DETACH); err != nil {
+			return fmt.Errorf("unmount %s: %w", m, err)
+		}
+	}
+	for _, d := range loops(l) {
+		if err := detachLoop(d); err != nil {
+			return fmt.Errorf("detach %s: %w", d, err)
+		}
+	}
+	for _, dir := range []string{l.Run, l.State} {
+		if err := removeAll(dir); err != nil {
+			return err
+		}
+	}
+	_ = os.Remove(layout.RunRoot) // unless other nodes are there
+	_ = os.Remove(layout.StateRoot)
+	return nil
+}
+
+// removeAll is os.RemoveAll that first takes the immutable flag off what has it:
+// EROFS layers may be written so.
+func removeAll(dir string) error {
+	err := os.RemoveAll(dir)
+	if !errors.Is(err, fs.ErrPermission) {
+		return err
+	}
+	_ = filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+		if err == nil && d.Type().IsRegular() {
+			clearImmutable(path)
+		}
+		return nil
+	})
+	return os.RemoveAll(dir)
+}
+
+// immutableFlag is FS_IMMUTABLE_FL of linux/fs.h.
+const immutableFlag = 0x10
+
+func clearImmutable(path string) {
+	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		return
+	}
+	defer unix.Close(fd)
+	flags, err := unix.IoctlGetInt(fd, unix.FS_IOC_GETFLAGS)
+	if err == nil && flags&immutableFlag != 0 {
+		_ = unix.IoctlSetPointerInt(fd, unix.FS_IOC_SETFLAGS, flags&^immutableFlag)
+	}
+}
+
+// mounts lists mount points of the calling namespace below the node's directories,
+// innermost first.
+func mounts(l layout.Node) []string {
+	f, err := os.Open("/proc/self/mountinfo")
+	if err != nil {
+		return nil
+	}
+	defer f.Close()
+	var out []string
+	sc := bufio.NewScanner(f)
+	for sc.Scan() {
+		fields := strings.Fields(sc.Text())
+		if len(fields) > 4 && (under(fields[4], l.State) || under(fields[4], l.Run)) {
+			out = append(out, fields[4])
+		}
+	}
+	slices.Reverse(out)
+	return out
+}
+
+func under(path, dir string) bool {
+	return path == dir || strings.HasPrefix(path, dir+"/")
+}
+
+// loops lists loop devices backed by files of the node.
+func loops(l layout.Node) []string {
+	var out []string
+	files, _ := filepath.Glob("/sys/block/loop*/loop/backing_file") // the pattern is correct
+	for _, f := range files {
+		b, err := os.ReadFile(f)
+		if err == nil && (under(strings.TrimSpace(string(b)), l.State) || under(strings.TrimSpace(string(b)), l.Run)) {
+			out = append(out, "/dev/"+filepath.Base(filepath.Dir(filepath.Dir(f))))
+		}
+	}
+	return out
+}
+
+func detachLoop(dev string) error {
+	fd, err := unix.Open(dev, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	_, err = unix.IoctlRetInt(fd, unix.LOOP_CLR_FD)
+	return err
+}
+
+func comm(pid int) string {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid))
+	if err != nil {
+		return "(ended)"
+	}
+	return strings.TrimSpace(string(b))
+}
+
+// WaitDaemonGone waits until the node's daemon has let go of its lock, which is the
+// last thing it does.
+func WaitDaemonGone(ctx context.Context, l layout.Node) error {
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		f, err := os.Open(l.RunPath("lock"))
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		_ = f.Close()
+		if err == nil {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("the daemon does not end: %w", ctx.Err())
+		case <-tick.C:
+		}
+	}
+}

@@ -1,0 +1,126 @@
+// Package settings owns what an operator can choose for a node and the fixed
+// numbers of its network. The choices are kept in <state>/node.json so that a
+// second `h8s up`, `h8s down` and `h8s reset` work from what was really started.
+package settings
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"github.com/containerd/errdefs"
+)
+
+// The node's own network. It exists only inside the node's network namespace.
+const (
+	PodCIDR       = "10.244.0.0/16"
+	NodePodCIDR   = "10.244.0.0/24"
+	ServiceCIDR   = "10.96.0.0/12"
+	ServiceIP     = "10.96.0.1"
+	DNSServiceIP  = "10.96.0.10"
+	ClusterDomain = "cluster.local"
+	IsolatedIP    = "100.64.0.1"
+	APIPort       = 6443
+)
+
+// Node is one node's settings.
+type Node struct {
+	Name string `json:"name"`
+	// APIPort is the loopback port of the host on which the API server is published.
+	APIPort int `json:"apiPort"`
+	// Publish lists host loopback ports forwarded to ports of the node.
+	Publish []Publish `json:"publish,omitempty"`
+	// RuntimeOnly leaves Kubernetes out: containerd alone, for hyperctl.
+	RuntimeOnly bool `json:"runtimeOnly,omitempty"`
+	// Egress connects Pods to the outside through slirp4netns.
+	Egress bool `json:"egress,omitempty"`
+	// HostNetwork puts the node on the host's own network (h8s server).
+	HostNetwork bool `json:"hostNetwork,omitempty"`
+	// NodeIP is the node's address: IsolatedIP unless HostNetwork.
+	NodeIP string `json:"nodeIP"`
+}
+
+// Publish forwards 127.0.0.1:Host to Node on the node's address.
+type Publish struct {
+	Host int `json:"host"`
+	Node int `json:"node"`
+}
+
+func (p Publish) String() string { return fmt.Sprintf("127.0.0.1:%d -> node:%d", p.Host, p.Node) }
+
+// ParsePublish reads PORT or HOSTPORT:NODEPORT.
+func ParsePublish(s string) (Publish, error) {
+	host, node, two := strings.Cut(s, ":")
+	if !two {
+		node = host
+	}
+	h, err1 := port(host)
+	n, err2 := port(node)
+	if err := errors.Join(err1, err2); err != nil {
+		return Publish{}, fmt.Errorf("publish %q: want PORT or HOSTPORT:NODEPORT: %w", s, err)
+	}
+	return Publish{Host: h, Node: n}, nil
+}
+
+func port(s string) (int, error) {
+	n, err := strconv.Atoi(s)
+	if err != nil || n < 1 || n > 65535 {
+		return 0, fmt.Errorf("port %q: want 1 to 65535: %w", s, errdefs.ErrInvalidArgument)
+	}
+	return n, nil
+}
+
+// Validate checks the settings against each other.
+func (n Node) Validate() error {
+	if n.APIPort < 1 || n.APIPort > 65535 {
+		return fmt.Errorf("api port %d: want 1 to 65535: %w", n.APIPort, errdefs.ErrInvalidArgument)
+	}
+	seen := map[int]bool{n.APIPort: true}
+	for _, p := range n.Publish {
+		if seen[p.Host] {
+			return fmt.Errorf("publish: host port %d is used twice: %w", p.Host, errdefs.ErrInvalidArgument)
+		}
+		seen[p.Host] = true
+	}
+	if n.Egress && n.HostNetwork {
+		return fmt.Errorf("egress: a node on the host network needs none: %w", errdefs.ErrInvalidArgument)
+	}
+	return nil
+}
+
+// Load reads settings; it fails with errdefs.ErrNotFound if the node was never made.
+func Load(path string) (Node, error) {
+	b, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return Node{}, fmt.Errorf("settings %s: %w", path, errdefs.ErrNotFound)
+	}
+	if err != nil {
+		return Node{}, err
+	}
+	var n Node
+	if err := json.Unmarshal(b, &n); err != nil {
+		return Node{}, fmt.Errorf("settings %s: %w", path, err)
+	}
+	return n, nil
+}
+
+// Save writes settings atomically.
+func (n Node) Save(path string) error {
+	b, err := json.MarshalIndent(n, "", "  ")
+	if err != nil {
+		return err
+	}
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		return err
+	}
+	tmp := path + ".tmp"
+	if err := os.WriteFile(tmp, append(b, '\n'), 0o600); err != nil {
+		return err
+	}
+	return os.Rename(tmp, path)
+}

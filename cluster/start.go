@@ -1,0 +1,192 @@
+package cluster
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	"github.com/containerd/log"
+
+	"github.com/hypernetes/hypernetes/cluster/apiclient"
+	"github.com/hypernetes/hypernetes/cluster/component"
+	"github.com/hypernetes/hypernetes/cluster/manifest"
+	"github.com/hypernetes/hypernetes/cluster/preload"
+	"github.com/hypernetes/hypernetes/cluster/settings"
+	"github.com/hypernetes/hypernetes/cluster/status"
+	"github.com/hypernetes/hypernetes/cluster/supervisor"
+)
+
+// startComponents starts all components and, beside them, what needs only some:
+// image import once containerd serves, bootstrap objects once the API server does.
+func (d *Daemon) startComponents(ctx context.Context, components []component.Component, report func(status.Event)) error {
+	in := d.input
+	check := probes(in, d.node.Dial)
+	specs := make([]supervisor.Spec, 0, len(components))
+	for _, c := range components {
+		specs = append(specs, supervisor.Spec{
+			Name: c.Name, Path: c.Path, Args: c.Args, Env: c.Env, After: c.After,
+			Ready: check[c.Name], StopTimeout: time.Duration(c.StopSeconds) * time.Second, Inputs: c.Files,
+		})
+	}
+	sup, err := supervisor.New(d.node, supervisor.Files{Log: in.Node.Log, Record: in.Node.Record}, specs)
+	if err != nil {
+		return err
+	}
+	sup.OnReady = func(name string, took time.Duration, adopted bool) {
+		e := status.Event{Kind: status.Step, Name: name, Seconds: took.Seconds()}
+		if adopted {
+			e.Message = "was running"
+		}
+		report(e)
+	}
+	d.mu.Lock()
+	d.sup = sup
+	d.mu.Unlock()
+
+	report(status.Event{Kind: status.Begin, Name: "components"})
+	imported := make(chan error, 1)
+	archives, err := preload.List(in.Artifacts.ImagesDir())
+	if err != nil {
+		log.G(ctx).WithError(err).Warn("image archives")
+		report(status.Event{Kind: status.Warn, Name: "images", Message: err.Error()})
+	}
+	go func() { imported <- d.importImages(ctx, archives, report) }()
+	boot := make(chan error, 1)
+	go func() { boot <- d.bootstrap(ctx, archives, report) }()
+
+	err = sup.Start(ctx)
+	bootErr := <-boot
+	if err == nil {
+		err = bootErr
+	}
+	// Images are not waited for: they come in while the first Pods are scheduled.
+	go func() {
+		if err := <-imported; err != nil {
+			log.G(ctx).WithError(err).Warn("images")
+		}
+	}()
+	return err
+}
+
+// bootstrap applies the cluster's first objects and waits for the node to be Ready.
+func (d *Daemon) bootstrap(ctx context.Context, archives []preload.Archive, report func(status.Event)) error {
+	in := d.input
+	if in.Settings.RuntimeOnly {
+		return nil
+	}
+	if err := d.sup.WaitReady(ctx, "kube-apiserver"); err != nil {
+		return err
+	}
+	began := time.Now()
+	api, err := d.api()
+	if err != nil {
+		return err
+	}
+	defer api.Close()
+	ca, err := os.ReadFile(in.Node.PKI("ca.crt"))
+	if err != nil {
+		return err
+	}
+	overhead, err := manifest.LoadOverhead(in.Artifacts.Share("overhead.json"))
+	if err != nil {
+		return err
+	}
+	objects, err := manifest.Render(manifest.Values{
+		NodeIP: in.Settings.NodeIP, MetricsPort: component.MetricsPort, DNSServiceIP: settings.DNSServiceIP,
+		ClusterDomain: settings.ClusterDomain, CA: ca, CoreDNSImage: preload.Find(archives, "h8s.local/coredns:"), Overhead: overhead,
+	})
+	if err != nil {
+		return err
+	}
+	if err := manifest.Apply(ctx, api, objects); err != nil {
+		return fmt.Errorf("bootstrap objects: %w", err)
+	}
+	report(status.Event{Kind: status.Step, Name: "objects", Seconds: time.Since(began).Seconds()})
+	if err := d.sup.WaitReady(ctx, "kubelet"); err != nil {
+		return err
+	}
+	began = time.Now()
+	message, err := waitNodeReady(ctx, api, in.Node.Name)
+	if err != nil {
+		return fmt.Errorf("node %s does not become Ready: %w", in.Node.Name, err)
+	}
+	report(status.Event{Kind: status.Step, Name: "node ready", Seconds: time.Since(began).Seconds(), Message: message})
+	return nil
+}
+
+// api is a client of the node's API server as administrator, dialling into the node.
+func (d *Daemon) api() (*apiclient.Client, error) {
+	e, err := credentials(d.input, "admin")
+	if err != nil {
+		return nil, err
+	}
+	return apiclient.New(apiclient.Config{
+		Server: fmt.Sprintf("https://%s:%d", d.input.Settings.NodeIP, settings.APIPort),
+		CA:     e.CA, Cert: e.Cert, Key: e.Key, Dial: d.node.Dial,
+	})
+}
+
+// kubeNode is the part of a Node object h8s reads.
+type kubeNode struct {
+	Status struct {
+		Conditions []struct{ Type, Status, Message string }
+		Capacity   map[string]string
+		NodeInfo   struct{ KubeletVersion string }
+	}
+}
+
+// waitNodeReady waits for the node's Ready condition and returns a short description
+// of the node.
+func waitNodeReady(ctx context.Context, api *apiclient.Client, name string) (string, error) {
+	tick := time.NewTicker(100 * time.Millisecond)
+	defer tick.Stop()
+	var last error
+	for {
+		var n kubeNode
+		err := api.Get(ctx, "/api/v1/nodes/"+name, &n)
+		if err != nil {
+			last = err
+		}
+		for _, c := range n.Status.Conditions {
+			if c.Type != "Ready" {
+				continue
+			}
+			if c.Status == "True" {
+				return fmt.Sprintf("%s, %s CPU, %s memory", n.Status.NodeInfo.KubeletVersion, n.Status.Capacity["cpu"], n.Status.Capacity["memory"]), nil
+			}
+			last = errors.New(c.Message)
+		}
+		select {
+		case <-ctx.Done():
+			return "", errors.Join(ctx.Err(), last)
+		case <-tick.C:
+		}
+	}
+}
+
+func (d *Daemon) importImages(ctx context.Context, archives []preload.Archive, report func(status.Event)) error {
+	if len(archives) == 0 {
+		return nil
+	}
+	if err := d.sup.WaitReady(ctx, "containerd"); err != nil {
+		return err
+	}
+	conn, err := dialCRI(d.input.Node)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	// Beyond the start: the context of a start ends when the node is ready.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), readyTimeout)
+	defer cancel()
+	began := time.Now()
+	n, err := preload.Import(ctx, images{d.input.Artifacts, d.input.Node, conn}, archives, d.input.Node.StatePath("images.json"))
+	e := status.Event{Kind: status.Step, Name: "images", Seconds: time.Since(began).Seconds(), Message: fmt.Sprintf("%d imported, %d present", n, len(archives)-n)}
+	if err != nil {
+		e.Kind, e.Message = status.Warn, err.Error()
+	}
+	report(e)
+	return err
+}

@@ -1,0 +1,142 @@
+package supervisor
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"io"
+	"maps"
+	"os"
+	"os/exec"
+	"slices"
+	"strings"
+	"syscall"
+
+	"github.com/containerd/log"
+
+	"github.com/hypernetes/hypernetes/cluster/node"
+)
+
+// record remembers a process across supervisors.
+type record struct {
+	node.Identity
+	// Spec is the hash of what was started; a process of another spec is replaced.
+	Spec string `json:"spec"`
+}
+
+// running is a process of a component.
+type running struct {
+	node.Identity
+}
+
+// process adopts the recorded process if it is alive and still what the spec asks
+// for, else ends it and starts a new one.
+func (c *component) process(ctx context.Context) (running, bool, error) {
+	path := c.sup.files.Record(c.spec.Name)
+	want := c.spec.hash()
+	if old, err := readRecord(path); err == nil && old.Alive() {
+		if old.Spec == want {
+			log.G(ctx).WithField("pid", old.PID).Info("adopted")
+			return running{old.Identity}, true, nil
+		}
+		log.G(ctx).WithField("pid", old.PID).Info("replacing a process with other settings")
+		c.end(old.Identity)
+	}
+	id, err := c.start()
+	if err != nil {
+		return running{}, false, fmt.Errorf("start %s: %w", c.spec.Path, err)
+	}
+	return running{id}, false, node.WriteRecord(path, record{id, want})
+}
+
+func (c *component) end(id node.Identity) {
+	r, w, err := os.Pipe()
+	if err != nil {
+		return
+	}
+	defer r.Close()
+	defer w.Close()
+	exited := make(chan error, 1)
+	go func() {
+		_, err := id.Wait(r)
+		exited <- err
+	}()
+	c.terminate(id, exited)
+}
+
+func (c *component) start() (node.Identity, error) {
+	logFile, err := node.OpenLog(c.sup.files.Log(c.spec.Name))
+	if err != nil {
+		return node.Identity{}, err
+	}
+	defer logFile.Close()
+	cmd := &exec.Cmd{Path: c.spec.Path, Args: c.spec.Args, Env: c.spec.Env, Dir: "/"}
+	// The file itself, not a pipe through us: the component must be able to write
+	// when its supervisor is gone.
+	cmd.Stdout, cmd.Stderr = logFile, logFile
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	if err := c.sup.launcher.Start(cmd, c.spec.Name); err != nil {
+		return node.Identity{}, err
+	}
+	id, err := node.Identify(cmd.Process.Pid)
+	// Reap it whenever it ends; its end is noticed through its pidfd like that of an
+	// adopted process, so that there is one way for both.
+	go func() { _ = cmd.Wait() }()
+	if err != nil {
+		return node.Identity{}, fmt.Errorf("ended at once; last words: %s", lastLine(c.sup.files.Log(c.spec.Name)))
+	}
+	return id, nil
+}
+
+// hash identifies the spec and the very executable it would start.
+func (s Spec) hash() string {
+	h := sha256.New()
+	st, err := os.Stat(s.Path)
+	if err == nil {
+		fmt.Fprintf(h, "%d %d\n", st.Size(), st.ModTime().UnixNano())
+	}
+	fmt.Fprintf(h, "%q %q %q\n", s.Path, s.Args, s.Env)
+	for _, path := range slices.Sorted(maps.Keys(s.Inputs)) {
+		fmt.Fprintf(h, "%q %q\n", path, s.Inputs[path])
+	}
+	return hex.EncodeToString(h.Sum(nil))
+}
+
+func readRecord(path string) (record, error) {
+	var r record
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return r, err
+	}
+	return r, json.Unmarshal(b, &r)
+}
+
+// lastLine returns the last line of a log that says something, at most 300 bytes.
+func lastLine(path string) string {
+	f, err := os.Open(path)
+	if err != nil {
+		return "none"
+	}
+	defer f.Close()
+	if st, err := f.Stat(); err == nil && st.Size() > 16<<10 {
+		if _, err := f.Seek(-16<<10, io.SeekEnd); err != nil {
+			return "none"
+		}
+	}
+	b, err := io.ReadAll(io.LimitReader(f, 16<<10))
+	if err != nil {
+		return "none"
+	}
+	lines := bytes.Split(bytes.TrimSpace(b), []byte("\n"))
+	for i := len(lines) - 1; i >= 0; i-- {
+		l := strings.ToValidUTF8(string(bytes.TrimSpace(lines[i])), "?")
+		if l == "" {
+			continue
+		}
+		return l[:min(len(l), 300)]
+	}
+	return "none"
+}

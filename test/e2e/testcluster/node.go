@@ -2,13 +2,18 @@ package testcluster
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"fmt"
+	"net"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
 // Process is a process of the node: one in the node's cgroups.
@@ -98,16 +103,55 @@ func belowCgroup(file, prefix string) (string, bool) {
 // AnchorPID is the process that holds the node's namespaces.
 func (c *Cluster) AnchorPID(t testing.TB) int {
 	t.Helper()
-	record := filepath.Join("/run/h8s", c.Node, "components", "anchor.json")
-	b, err := os.ReadFile(record)
+	pid, err := c.anchor()
 	if err != nil {
 		t.Fatal(err)
 	}
+	return pid
+}
+
+func (c *Cluster) anchor() (int, error) {
+	record := filepath.Join("/run/h8s", c.Node, "components", "anchor.json")
+	b, err := os.ReadFile(record)
+	if err != nil {
+		return 0, err
+	}
 	var anchor struct{ PID int }
 	if err := json.Unmarshal(b, &anchor); err != nil || anchor.PID <= 0 {
-		t.Fatalf("%s: %q: %v", record, b, err)
+		return 0, fmt.Errorf("%s: %q: %w", record, b, err)
 	}
-	return anchor.PID
+	return anchor.PID, nil
+}
+
+// DialInNode connects from inside the node's network; it is a net.Dialer's
+// DialContext.
+func (c *Cluster) DialInNode(ctx context.Context, network, address string) (net.Conn, error) {
+	pid, err := c.anchor()
+	if err != nil {
+		return nil, err
+	}
+	ns, err := os.Open(fmt.Sprintf("/proc/%d/ns/net", pid))
+	if err != nil {
+		return nil, err
+	}
+	defer ns.Close()
+	type result struct {
+		conn net.Conn
+		err  error
+	}
+	done := make(chan result, 1)
+	go func() {
+		// The thread stays locked and so dies with the goroutine: it is in the node.
+		runtime.LockOSThread()
+		if err := unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET); err != nil {
+			done <- result{err: err}
+			return
+		}
+		conn, err := (&net.Dialer{}).DialContext(ctx, network, address)
+		done <- result{conn, err}
+	}()
+	r := <-done
+	return r.conn, r.err
 }
 
 // NodeRoot is the root directory of the node as seen from here.

@@ -126,6 +126,9 @@ func (s *Session) Send(text string) {
 	}
 }
 
+// Input is kubectl's standard input, for data that is too much for Send.
+func (s *Session) Input() io.Writer { return s.in }
+
 // CloseInput sends end of file on a Session without a terminal.
 func (s *Session) CloseInput() { _ = s.in.Close() }
 

@@ -1,0 +1,55 @@
+package pods
+
+import (
+	"strings"
+	"testing"
+
+	"github.com/hypernetes/hypernetes/test/e2e/testcluster"
+)
+
+// TestEnds lets containers end in every way and reads how from their status.
+func TestEnds(t *testing.T) {
+	t.Parallel()
+	n := testcluster.Up(t).Namespace(t)
+	n.Apply("testdata/ends.yaml")
+	for _, end := range []struct {
+		container, reason, message string
+		code                       int
+	}{
+		{"ok", "Completed", "", 0},
+		{"seven", "Error", "", 7},
+		{"oom", "OOMKilled", "", 137},
+		{"message", "Error", "why it ended\n", 3},
+		{"lastwords", "Error", "these are the last words\n", 4},
+	} {
+		got := n.Ended("ends", end.container)
+		want(t, "exit code of "+end.container, got.ExitCode, end.code)
+		want(t, "reason of "+end.container, got.Reason, end.reason)
+		want(t, "message of "+end.container, got.Message, end.message)
+		if got.StartedAt == "" || got.FinishedAt < got.StartedAt {
+			t.Errorf("%s started %q, finished %q", end.container, got.StartedAt, got.FinishedAt)
+		}
+	}
+	n.Wait("pod/ends", "jsonpath={.status.phase}=Failed")
+
+	t.Run("CrashLoopBackOff", func(t *testing.T) {
+		n := n.For(t)
+		n.Wait("pod/crashes", "jsonpath={.status.containerStatuses[0].state.waiting.reason}=CrashLoopBackOff")
+		n.Wait("pod/crashes", "jsonpath={.status.containerStatuses[0].restartCount}=2")
+		want(t, "exit code of the last try", n.Pod("crashes").Container("main").LastState.Terminated.ExitCode, 1)
+	})
+	t.Run("missing program", func(t *testing.T) {
+		n := n.For(t)
+		end := n.Ended("missing", "main")
+		want(t, "reason", end.Reason, "StartError")
+		want(t, "exit code", end.ExitCode, 128)
+		if !strings.Contains(end.Message, "no-such-program") {
+			t.Errorf("the message does not name the program: %q", end.Message)
+		}
+	})
+	t.Run("long message", func(t *testing.T) {
+		end := n.For(t).Ended("missing", "bigmessage")
+		want(t, "message", end.Message, strings.Repeat("x", 4096))
+		want(t, "exit code", end.ExitCode, 0)
+	})
+}

@@ -124,7 +124,7 @@ func (c *Cluster) command(ctx context.Context, args ...string) *exec.Cmd {
 
 // kubectl is the command line `h8s kubectl ARGS` for this node.
 func (c *Cluster) kubectl(ctx context.Context, args ...string) *exec.Cmd {
-	return c.command(ctx, append([]string{"kubectl", "--name", c.Node, "--"}, args...)...)
+	return c.command(ctx, append([]string{"kubectl", "--name", c.Node}, args...)...)
 }
 
 // Kubectl runs kubectl outside any Namespace of a test.

@@ -111,10 +111,12 @@ func pump(t *testing.T, a, b *os.File) {
 
 func mustAttach(t *testing.T, n *testNS) *Attachment {
 	t.Helper()
+	start := time.Now()
 	a, err := Attach(t.Context(), n.path)
 	if err != nil {
 		t.Fatal(err)
 	}
+	t.Logf("attached %d links in %v", len(a.Links), time.Since(start).Round(100*time.Microsecond))
 	t.Cleanup(func() { _ = a.Close() })
 	return a
 }

@@ -2,7 +2,6 @@ package nic
 
 import (
 	"os"
-	"runtime"
 	"testing"
 
 	"github.com/vishvananda/netlink"
@@ -26,14 +25,21 @@ func newNS(t *testing.T) *testNS {
 	if err := os.WriteFile(path, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
+	// Entering one's own namespace first makes inNS bring the thread back.
 	done := make(chan error, 1)
 	go func() {
-		runtime.LockOSThread() // never unlocked: the thread ends with its namespace
-		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+		own, err := netns.Get()
+		if err != nil {
 			done <- err
 			return
 		}
-		done <- unix.Mount("/proc/thread-self/ns/net", path, "", unix.MS_BIND, "")
+		defer own.Close()
+		done <- onThread(own, func() error {
+			if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+				return err
+			}
+			return unix.Mount("/proc/thread-self/ns/net", path, "", unix.MS_BIND, "")
+		})
 	}()
 	if err := <-done; err != nil {
 		t.Fatalf("make namespace: %v", err)

@@ -42,20 +42,34 @@ func openNS(path string) (netns.NsHandle, error) {
 	return ns, nil
 }
 
-// inNS runs fn on a thread of its own inside ns. The thread is never given back: if
-// leaving the namespace failed, other goroutines would find themselves in it.
+// inNS runs fn on a thread inside ns and brings the thread back. Should that fail, the
+// thread ends with its goroutine instead of serving others from the wrong namespace.
+// (Ending it always would be simpler, but the process's first thread cannot end: it
+// would stay in ns, keep it alive and be what /proc/<pid>/ns/net shows.)
 func inNS(ns netns.NsHandle, fn func() error) error {
 	done := make(chan error, 1)
-	go func() {
-		// Never unlocked, so the runtime ends the thread with the goroutine.
-		runtime.LockOSThread()
-		if err := netns.Set(ns); err != nil {
-			done <- fmt.Errorf("enter network namespace: %w", err)
-			return
-		}
-		done <- fn()
-	}()
+	go func() { done <- onThread(ns, fn) }()
 	return <-done
+}
+
+func onThread(ns netns.NsHandle, fn func() error) error {
+	runtime.LockOSThread()
+	own, err := netns.Get()
+	if err != nil {
+		runtime.UnlockOSThread()
+		return fmt.Errorf("open own network namespace: %w", err)
+	}
+	defer own.Close()
+	if err := netns.Set(ns); err != nil {
+		runtime.UnlockOSThread()
+		return fmt.Errorf("enter network namespace: %w", err)
+	}
+	err = fn()
+	if back := netns.Set(own); back != nil {
+		return errors.Join(err, fmt.Errorf("leave network namespace: %w", back))
+	}
+	runtime.UnlockOSThread()
+	return err
 }
 
 // openTap makes the tap name in the calling thread's namespace and opens its queue.

@@ -108,12 +108,23 @@ func (d *Daemon) bootstrap(ctx context.Context, archives []preload.Archive, repo
 		return err
 	}
 	began = time.Now()
-	message, err := waitNodeReady(ctx, api, in.Node.Name)
+	message, err := waitNodeReady(ctx, api, in.Node.Name, d.kubeletStarted())
 	if err != nil {
 		return fmt.Errorf("node %s does not become Ready: %w", in.Node.Name, err)
 	}
 	report(status.Event{Kind: status.Step, Name: "node ready", Seconds: time.Since(began).Seconds(), Message: message})
 	return nil
+}
+
+// kubeletStarted is when this daemon started the kubelet, to the second as the API
+// tells times, or zero if it adopted a running one.
+func (d *Daemon) kubeletStarted() time.Time {
+	for _, c := range d.sup.Status() {
+		if c.Name == "kubelet" && !c.Adopted {
+			return c.Since.Add(-time.Duration(c.ReadySeconds * float64(time.Second))).Truncate(time.Second)
+		}
+	}
+	return time.Time{}
 }
 
 // api is a client of the node's API server as administrator, dialling into the node.
@@ -131,15 +142,19 @@ func (d *Daemon) api() (*apiclient.Client, error) {
 // kubeNode is the part of a Node object h8s reads.
 type kubeNode struct {
 	Status struct {
-		Conditions []struct{ Type, Status, Message string }
+		Conditions []struct {
+			Type, Status, Message string
+			LastHeartbeatTime     time.Time
+		}
 		Capacity   map[string]string
 		NodeInfo   struct{ KubeletVersion string }
 	}
 }
 
-// waitNodeReady waits for the node's Ready condition and returns a short description
-// of the node.
-func waitNodeReady(ctx context.Context, api *apiclient.Client, name string) (string, error) {
+// waitNodeReady waits for the node's Ready condition to be true as of since or later,
+// because the API server remembers it from before a stop, and returns a short
+// description of the node.
+func waitNodeReady(ctx context.Context, api *apiclient.Client, name string, since time.Time) (string, error) {
 	tick := time.NewTicker(100 * time.Millisecond)
 	defer tick.Stop()
 	var last error
@@ -150,7 +165,7 @@ func waitNodeReady(ctx context.Context, api *apiclient.Client, name string) (str
 			last = err
 		}
 		for _, c := range n.Status.Conditions {
-			if c.Type != "Ready" {
+			if c.Type != "Ready" || c.LastHeartbeatTime.Before(since) {
 				continue
 			}
 			if c.Status == "True" {

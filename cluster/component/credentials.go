@@ -43,7 +43,7 @@ func Leaves(in Input) []pki.Leaf {
 		{File: "etcd-server", CA: "etcd-ca", CN: "etcd", Use: pki.Client | pki.Server, Hosts: []string{"localhost", "127.0.0.1"}},
 		{File: "etcd-client", CA: "etcd-ca", CN: "kube-apiserver-etcd-client", Use: pki.Client},
 		{File: "kubelet-server", CA: "ca", CN: "system:node:" + name, Groups: []string{"system:nodes"}, Use: pki.Server, Hosts: []string{name, ip, "127.0.0.1"}},
-		{File: "metrics-server", CA: "ca", CN: "metrics-server", Use: pki.Server, Hosts: []string{MetricsHost, ip}},
+		{File: "metrics-server-tls", CA: "ca", CN: "metrics-server", Use: pki.Server, Hosts: []string{MetricsHost, ip}},
 	}
 	for _, u := range Users(in) {
 		l := pki.Leaf{File: u.Name, CA: "ca", CN: u.CN, Use: pki.Client}

@@ -156,7 +156,7 @@ func bytesText(n uint64) string {
 
 // imageNodeFlag adds --name, the node whose images are meant.
 func imageNodeFlag(cmd *cobra.Command, name *string) {
-	cmd.Flags().StringVar(name, "name", "h8s", "`NODE` whose images are meant")
+	cmd.Flags().StringVarP(name, "name", "n", DefaultNode, "`NODE` whose images are meant")
 }
 
 func openStore(name string) (image.Store, error) {

@@ -134,10 +134,6 @@ func Limits() error {
 			return fmt.Errorf("set %s: %w", name, err)
 		}
 	}
-	// The agent is the last to be killed for memory; specs set their own score.
-	if err := os.WriteFile("/proc/self/oom_score_adj", []byte("-1000"), 0); err != nil {
-		return fmt.Errorf("protect agent from the OOM killer: %w", err)
-	}
 	return nil
 }
 

@@ -13,8 +13,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ModuleOrder lists the kernel modules to load, one path relative to its directory a
-// line, dependencies first; "#" starts a comment. A kernel with everything built in
+// ModuleOrder lists the kernel modules to load, one path (absolute, or relative to the
+// list's directory) a line, dependencies first; "#" starts a comment. A kernel with everything built in
 // has no such file.
 const ModuleOrder = "/lib/modules/h8s.order"
 
@@ -31,7 +31,10 @@ func Modules(order string) error {
 	}
 	var errs []error
 	for _, name := range moduleNames(list) {
-		if err := loadModule(filepath.Join(filepath.Dir(order), name)); err != nil {
+		if !filepath.IsAbs(name) {
+			name = filepath.Join(filepath.Dir(order), name)
+		}
+		if err := loadModule(name); err != nil {
 			errs = append(errs, err)
 		}
 	}

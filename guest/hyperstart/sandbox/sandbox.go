@@ -148,6 +148,10 @@ func (s *Sandbox) startPause() error {
 		return fmt.Errorf("start shared PID namespace: %w", err)
 	}
 	s.pause = pid
+	// The kernel never kills its PID 1 for memory; this one must be asked for.
+	if err := os.WriteFile(fmt.Sprintf("/proc/%d/oom_score_adj", pid), []byte("-1000"), 0); err != nil {
+		return fmt.Errorf("protect shared PID namespace: %w", err)
+	}
 	return nil
 }
 

@@ -93,14 +93,10 @@ func Resources(raw []byte, swap bool) ([]byte, error) {
 	return json.Marshal(fitResources(&r, swap))
 }
 
-// fitProcess drops labels of security modules the guest does not run, and does not
-// let a process inherit the agent's protection from the OOM killer.
+// fitProcess drops labels of security modules the guest does not run.
 func fitProcess(p *specs.Process, terminal bool) {
 	p.Terminal = terminal
 	p.ApparmorProfile, p.SelinuxLabel = "", ""
-	if p.OOMScoreAdj == nil {
-		p.OOMScoreAdj = new(int)
-	}
 	if p.Cwd == "" {
 		p.Cwd = "/"
 	}

@@ -3,6 +3,7 @@ package stdio
 import (
 	"net"
 	"sync"
+	"time"
 )
 
 // link is the end of a standard stream towards the shim: the current connection, or
@@ -29,7 +30,23 @@ func (l *link) attach(conn net.Conn) {
 	}
 	l.mu.Unlock()
 	if old != nil {
-		_ = old.Close()
+		end(old)
+	}
+}
+
+// end closes a stream for both directions: Close alone ends only sending, and a
+// blocked Read would wait for the shim.
+func end(conn net.Conn) {
+	_ = conn.SetReadDeadline(time.Unix(1, 0))
+	_ = conn.Close()
+}
+
+// patient takes the read deadline off conn unless the link is closed.
+func (l *link) patient(conn net.Conn) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if !l.closed {
+		_ = conn.SetReadDeadline(time.Time{})
 	}
 }
 
@@ -66,10 +83,10 @@ func (l *link) close() {
 	}
 	l.closed = true
 	close(l.changed)
-	l.mu.Unlock()
 	if conn != nil {
-		_ = conn.Close()
+		end(conn)
 	}
+	l.mu.Unlock()
 }
 
 // send writes all of p, going on with the next connection when one breaks; what a

@@ -188,7 +188,7 @@ func (s *IO) discard(l *link, buf []byte) {
 			return
 		}
 		if s.closing.Load() {
-			_ = conn.SetReadDeadline(time.Time{})
+			l.patient(conn)
 		}
 		for {
 			if _, err := conn.Read(buf); err != nil {

@@ -7,6 +7,8 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+
+	"github.com/hypernetes/hypernetes/guest/image/closure"
 )
 
 // programs are what hyperstart runs, by their path in the guest, with the path on the
@@ -31,7 +33,7 @@ func Initramfs(init, moduleDir string) ([]byte, error) {
 		a.copy(p.guest, p.host, 0o755)
 		hosts[i] = p.host
 	}
-	libs, err := Closure("", hosts...)
+	libs, err := closure.Of("", hosts...)
 	if err != nil {
 		return nil, err
 	}

@@ -202,7 +202,7 @@ func (b *builder) compile(ctx context.Context, p pkg, dir string) error {
 		return err
 	}
 	mk := func(args ...string) error {
-		args = append([]string{"-n", "19", "make", "-s", "-C", src, "O="+objects, fmt.Sprintf("-j%d", b.jobs()), "KBUILD_BUILD_USER=h8s",
+		args = append([]string{"-n", "19", "make", "-s", "-C", src, "O=" + objects, fmt.Sprintf("-j%d", b.jobs()), "KBUILD_BUILD_USER=h8s",
 			"KBUILD_BUILD_HOST=h8s", "KCONFIG_ALLCONFIG=" + fragment}, args...)
 		_, err := command(ctx, "", "nice", args...)
 		return err

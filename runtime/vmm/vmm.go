@@ -54,6 +54,8 @@ type Disk struct {
 	ReadOnly bool
 	// Discard lets the guest punch holes (scratch disks).
 	Discard bool
+	// Ephemeral content ends with the VM: the guest's flushes need not reach the disk.
+	Ephemeral bool
 }
 
 // NIC is one network interface of the guest.

@@ -1,4 +1,6 @@
-package image
+// Package closure finds the shared libraries a program needs, from its ELF headers alone
+// (ldd would run it). It must not know what the answer is for.
+package closure
 
 import (
 	"debug/elf"
@@ -16,10 +18,10 @@ import (
 // libraries of these (and of a RUNPATH) can be found there.
 var libraryDirs = []string{"/lib/x86_64-linux-gnu", "/usr/lib/x86_64-linux-gnu", "/lib", "/usr/lib", "/lib64"}
 
-// Closure returns the shared libraries and ELF interpreters the given programs need,
+// Of returns the shared libraries and ELF interpreters the given programs need,
 // theirs included, as the absolute paths the guest will look them up by, each once and
 // in order of discovery. root is prefixed to every lookup ("" for the running system).
-func Closure(root string, programs ...string) ([]string, error) {
+func Of(root string, programs ...string) ([]string, error) {
 	c := closure{root: root, seen: map[string]bool{}}
 	for _, p := range programs {
 		if err := c.add(p); err != nil {

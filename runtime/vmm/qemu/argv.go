@@ -1,0 +1,229 @@
+package qemu
+
+import (
+	"encoding/json"
+	"fmt"
+	"net"
+	"regexp"
+	"strconv"
+	"strings"
+
+	"github.com/containerd/errdefs"
+
+	"github.com/hypernetes/hypernetes/guest/channel"
+	"github.com/hypernetes/hypernetes/runtime/vmm"
+)
+
+const (
+	// MinMemory is the least guest RAM a VM starts with, in bytes: below it neither
+	// kernel unpacks its initramfs.
+	MinMemory = 64 << 20
+	// maxDisks bounds a VM's disks: far over any Pod's, within virtio-scsi's LUNs.
+	maxDisks = 1024
+	maxVCPUs = 32
+)
+
+var (
+	idPattern     = regexp.MustCompile(`^[a-z0-9][a-z0-9-]{0,63}$`)
+	serialPattern = regexp.MustCompile(`^[a-zA-Z0-9_-]{1,20}$`)
+)
+
+// inherited are the descriptor numbers QEMU finds its connections at.
+type inherited struct {
+	qmp, channel, console int
+	taps, disks           []int
+}
+
+// validate refuses what QEMU would refuse later and less clearly.
+func validate(c vmm.Config) error {
+	bad := func(field string, value any, remedy string) error {
+		return fmt.Errorf("vm %s: %s %v: %w: %s", c.ID, field, value, errdefs.ErrInvalidArgument, remedy)
+	}
+	switch {
+	case !idPattern.MatchString(c.ID):
+		return bad("id", strconv.Quote(c.ID), "1 to 64 of a-z, 0-9 and -")
+	case c.MemoryBytes < MinMemory:
+		return bad("memory", c.MemoryBytes, fmt.Sprintf("a VM needs at least %d MiB: raise the Pod's memory limit or default_memory_mib in hyper.toml", MinMemory>>20))
+	case c.MemoryBytes%(1<<20) != 0:
+		return bad("memory", c.MemoryBytes, "must be whole MiB")
+	case c.VCPUs < 1 || c.MaxVCPUs < c.VCPUs || c.MaxVCPUs > maxVCPUs:
+		return bad("vcpus", fmt.Sprintf("%d of at most %d", c.VCPUs, c.MaxVCPUs), fmt.Sprintf("1 to %d", maxVCPUs))
+	case c.Machine != "" && c.Machine != "q35" && c.Machine != "microvm":
+		return bad("machine", c.Machine, "q35 or microvm")
+	case c.Accelerator != "kvm" && c.Accelerator != "tcg":
+		return bad("accelerator", strconv.Quote(c.Accelerator), "kvm or tcg (see Probe)")
+	case strings.ContainsAny(c.Cmdline, "\x00\n"):
+		return bad("cmdline", strconv.Quote(c.Cmdline), "must be one line")
+	case len(c.Disks) > maxDisks:
+		return bad("disks", len(c.Disks), fmt.Sprintf("at most %d", maxDisks))
+	}
+	seen := map[string]bool{}
+	for _, d := range c.Disks {
+		if err := validateDisk(d); err != nil {
+			return fmt.Errorf("vm %s: %w", c.ID, err)
+		}
+		if seen[d.Serial] {
+			return bad("disk serial", d.Serial, "is there twice")
+		}
+		seen[d.Serial] = true
+	}
+	for i, n := range c.NICs {
+		if _, err := net.ParseMAC(n.MAC); err != nil {
+			return bad(fmt.Sprintf("nic %d mac", i), strconv.Quote(n.MAC), "colon notation")
+		}
+		if n.Tap == nil {
+			return bad(fmt.Sprintf("nic %d tap", i), "nil", "must be an open tap")
+		}
+	}
+	return nil
+}
+
+func validateDisk(d vmm.Disk) error {
+	if !serialPattern.MatchString(d.Serial) {
+		return fmt.Errorf("disk serial %q: %w: 1 to 20 of a-z, A-Z, 0-9, _ and -", d.Serial, errdefs.ErrInvalidArgument)
+	}
+	if d.File == nil {
+		return fmt.Errorf("disk %s: %w: no open file", d.Serial, errdefs.ErrInvalidArgument)
+	}
+	return nil
+}
+
+// arguments is the whole command line, without argv[0]. drivers has the block driver of
+// each of c.Disks ("file" or "host_device").
+func arguments(c vmm.Config, h Host, fds inherited, drivers []string) ([]string, error) {
+	a := []string{
+		"-name", "guest=" + c.ID + ",process=" + processName(c.ID),
+		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
+		"-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
+		// qboot: a firmware without option ROMs, boot menus and probing.
+		"-L", firmwareDir, "-bios", firmwareDir + "/qboot.rom",
+		"-accel", accelerator(c.Accelerator), "-cpu", cpuModel(c.Accelerator),
+		"-smp", fmt.Sprintf("cpus=%d,maxcpus=%d,sockets=1,cores=%[2]d,threads=1", c.VCPUs, c.MaxVCPUs),
+		"-m", fmt.Sprintf("size=%dM", c.MemoryBytes>>20),
+		"-kernel", kernelPath, "-initrd", initrdPath, "-append", cmdline(c, h),
+		"-chardev", fmt.Sprintf("socket,id=qmp,fd=%d", fds.qmp), "-mon", "chardev=qmp,mode=control",
+		"-chardev", fmt.Sprintf("socket,id=console,fd=%d", fds.console), "-serial", "chardev:console",
+		"-chardev", fmt.Sprintf("socket,id=channel,fd=%d", fds.channel),
+	}
+	bus := "pci"
+	if c.Machine == "microvm" {
+		bus = "device"
+		// The virtio-mmio transports default to the legacy interface.
+		a = append(a, "-M", "microvm,acpi=on,pit=on,pic=on,rtc=on,mem-merge=off,dump-guest-core=off", "-global", "virtio-mmio.force-legacy=false")
+	} else {
+		a = append(a, "-M", "q35,sata=off,smbus=off,usb=off,hpet=off,vmport=off,i8042=off,smm=off,graphics=off,mem-merge=off,dump-guest-core=off",
+			"-device", "pvpanic-pci,id=pvpanic")
+	}
+	device := func(name, options string) {
+		d := "virtio-" + name + "-" + bus + ",id=" + name
+		if bus == "pci" {
+			d += ",disable-legacy=on"
+		}
+		if options != "" {
+			d += "," + options
+		}
+		a = append(a, "-device", d)
+	}
+	// One port only: each costs the guest two full queues of pages.
+	device("serial", "max_ports=2")
+	a = append(a, "-device", "virtserialport,bus=serial.0,nr=1,chardev=channel,name="+channel.PortName)
+	device("scsi", "")
+	a = append(a, "-object", "rng-builtin,id=entropy")
+	device("rng", "rng=entropy")
+	device("balloon", "free-page-reporting=on,deflate-on-oom=on")
+	for i, n := range c.NICs {
+		id := "net" + strconv.Itoa(i)
+		a = append(a, "-netdev", fmt.Sprintf("tap,id=%s,fd=%d,vhost=%s", id, fds.taps[i], onOff(h.VhostNet)))
+		d := fmt.Sprintf("virtio-net-%s,id=nic%d,netdev=%s,mac=%s", bus, i, id, n.MAC)
+		if bus == "pci" {
+			d += ",disable-legacy=on,romfile="
+		}
+		a = append(a, "-device", d)
+	}
+	for i, d := range c.Disks {
+		fdset := i + 1
+		node, err := json.Marshal(blockNode(d, fdset, drivers[i]))
+		if err != nil {
+			return nil, err
+		}
+		dev, err := json.Marshal(scsiDisk(d, i))
+		if err != nil {
+			return nil, err
+		}
+		a = append(a, "-add-fd", fmt.Sprintf("fd=%d,set=%d", fds.disks[i], fdset), "-blockdev", string(node), "-device", string(dev))
+	}
+	return a, nil
+}
+
+// processName fits the kernel's 15 characters; ps shows the whole ID in the arguments.
+func processName(id string) string { return ("h8s-" + id)[:min(15, 4+len(id))] }
+
+func accelerator(name string) string {
+	if name == "kvm" {
+		return "kvm"
+	}
+	// 64 MiB of translated code is as fast as the default (an eighth of the host's RAM)
+	// for what a Pod runs; measured: 32 is too, until a guest runs a compiler.
+	return "tcg,thread=multi,tb-size=64"
+}
+
+func cpuModel(accel string) string {
+	if accel == "kvm" {
+		return "host"
+	}
+	return "max"
+}
+
+func onOff(b bool) string {
+	if b {
+		return "on"
+	}
+	return "off"
+}
+
+// cmdline is the kernel's. PID 1's death is a panic, a panic a reset (-1: at once; t:
+// triple fault, which needs no device), and a reset the end of the VM (-no-reboot).
+func cmdline(c vmm.Config, h Host) string {
+	words := []string{"console=ttyS0", "quiet", "panic=-1", "reboot=t", "cryptomgr.notests", "8250.nr_uarts=1", "net.ifnames=0", "random.trust_cpu=on"}
+	if c.Accelerator == "tcg" {
+		// The guest's TSC is the host's. Without the frequency it is calibrated against
+		// emulated timers, which on a busy host fails (microvm then hangs). There is no
+		// speculation to mitigate in an emulated CPU.
+		words = append(words, fmt.Sprintf("tsc_early_khz=%d", h.TSCKHz), "tsc=reliable", "no_timer_check", "mitigations=off")
+	}
+	if c.Machine != "microvm" {
+		words = append(words, "pci=lastbus=0")
+	}
+	if s := strings.TrimSpace(c.Cmdline); s != "" {
+		words = append(words, s)
+	}
+	return strings.Join(words, " ")
+}
+
+// blockNode is a blockdev-add of a raw image behind an fdset. Formats are never probed.
+// Locking stays at "auto": readers share, a writer excludes everybody else.
+func blockNode(d vmm.Disk, fdset int, driver string) map[string]any {
+	discard := "ignore"
+	if d.Discard {
+		discard = "unmap"
+	}
+	n := map[string]any{
+		"driver": "raw", "node-name": nodeName(d.Serial), "read-only": d.ReadOnly, "discard": discard,
+		"file": map[string]any{"driver": driver, "filename": "/dev/fdset/" + strconv.Itoa(fdset), "read-only": d.ReadOnly, "discard": discard},
+	}
+	if d.Ephemeral {
+		n["cache"] = map[string]any{"no-flush": true}
+	}
+	return n
+}
+
+// scsiDisk is a device_add. All disks are LUNs of one target: one event, one scan each.
+func scsiDisk(d vmm.Disk, lun int) map[string]any {
+	return map[string]any{
+		"driver": "scsi-hd", "id": deviceName(d.Serial), "bus": "scsi.0", "channel": 0, "scsi-id": 0, "lun": lun,
+		"drive": nodeName(d.Serial), "serial": d.Serial, "rotation_rate": 1,
+	}
+}
+
+func nodeName(serial string) string   { return "node-" + serial }
+func deviceName(serial string) string { return "disk-" + serial }

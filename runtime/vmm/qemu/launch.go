@@ -1,0 +1,197 @@
+package qemu
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"runtime"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// launchName is argv[0] of the process that becomes QEMU.
+const launchName = "h8s-vmm-launch"
+
+// launchFD is where it reads its order; descriptors for QEMU follow.
+const launchFD = 3
+
+// Paths inside QEMU's private root.
+const (
+	firmwareDir = "/firmware"
+	kernelPath  = "/kernel"
+	initrdPath  = "/initrd"
+)
+
+// order tells the launcher what to become. It comes from the parent, a trusted process.
+type order struct {
+	Parent   int
+	Binary   string
+	Args     []string
+	UID, GID int
+	Cgroups  []string
+	Binds    []bind
+}
+
+// bind makes a host file or device visible in QEMU's root.
+type bind struct {
+	From, To string
+	// Writable keeps a device writable; everything else is read-only.
+	Writable bool
+}
+
+// MaybeLaunch makes the process a confined QEMU if it was started for that, and then
+// never returns. Every program using this package calls it first.
+func MaybeLaunch() {
+	if len(os.Args) == 0 || os.Args[0] != launchName {
+		return
+	}
+	// Everything below is for one thread, which becomes QEMU's main thread.
+	runtime.LockOSThread()
+	err := launch()
+	fmt.Fprintf(os.Stderr, "%s: %v\n", launchName, err)
+	os.Exit(125)
+}
+
+func launch() error {
+	f := os.NewFile(launchFD, "order")
+	b, err := io.ReadAll(io.LimitReader(f, 1<<20))
+	if err != nil {
+		return fmt.Errorf("read order: %w", err)
+	}
+	_ = f.Close()
+	var o order
+	if err := json.Unmarshal(b, &o); err != nil {
+		return fmt.Errorf("order: %w", err)
+	}
+	if err := enterCgroups(o.Cgroups); err != nil {
+		return err
+	}
+	if err := privateRoot(o.Binds); err != nil {
+		return err
+	}
+	if err := dropPrivileges(o.UID, o.GID); err != nil {
+		return err
+	}
+	// Changing the user has cleared it; a parent that died meanwhile sends nothing.
+	if err := unix.Prctl(unix.PR_SET_PDEATHSIG, uintptr(unix.SIGKILL), 0, 0, 0); err != nil {
+		return fmt.Errorf("parent death signal: %w", err)
+	}
+	if os.Getppid() != o.Parent {
+		return fmt.Errorf("process %d, which wanted the vm, is gone", o.Parent)
+	}
+	err = syscall.Exec(o.Binary, append([]string{o.Binary}, o.Args...), []string{"LANG=C", "MALLOC_ARENA_MAX=1"})
+	return fmt.Errorf("execute %s: %w", o.Binary, err)
+}
+
+func enterCgroups(paths []string) error {
+	for _, p := range paths {
+		// "0" is the writer, all its threads.
+		if err := os.WriteFile(filepath.Join(p, "cgroup.procs"), []byte("0"), 0); err != nil {
+			return fmt.Errorf("enter cgroup: %w", err)
+		}
+	}
+	return nil
+}
+
+// privateRoot replaces the process's root by an empty, read-only tmpfs with binds.
+// The mount namespace is its own already (clone).
+func privateRoot(binds []bind) error {
+	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+		return fmt.Errorf("make mounts private: %w", err)
+	}
+	// Opened before the new root is mounted over whatever they may be below.
+	sources := make([]int, len(binds))
+	for i, b := range binds {
+		fd, err := unix.Open(b.From, unix.O_PATH|unix.O_CLOEXEC, 0)
+		if err != nil {
+			return fmt.Errorf("open %s: %w", b.From, err)
+		}
+		sources[i] = fd
+	}
+	const root = "/proc" // exists everywhere, and nothing needs it any more
+	if err := unix.Mount("h8s-vmm", root, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "size=1m,nr_inodes=1k,mode=0755"); err != nil {
+		return fmt.Errorf("mount private root: %w", err)
+	}
+	if err := unix.Chdir(root); err != nil {
+		return fmt.Errorf("enter private root: %w", err)
+	}
+	for i, b := range binds {
+		if err := bindFile(sources[i], b); err != nil {
+			return fmt.Errorf("bind %s: %w", b.From, err)
+		}
+		_ = unix.Close(sources[i])
+	}
+	if err := unix.PivotRoot(".", "."); err != nil {
+		return fmt.Errorf("pivot root: %w", err)
+	}
+	if err := unix.Unmount(".", unix.MNT_DETACH); err != nil {
+		return fmt.Errorf("leave old root: %w", err)
+	}
+	if err := unix.Chdir("/"); err != nil {
+		return fmt.Errorf("enter private root: %w", err)
+	}
+	return readOnlyRoot(binds)
+}
+
+func bindFile(source int, b bind) error {
+	to := "." + b.To
+	if err := os.MkdirAll(filepath.Dir(to), 0o755); err != nil {
+		return err
+	}
+	f, err := os.OpenFile(to, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o444)
+	if err != nil {
+		return err
+	}
+	_ = f.Close()
+	tree, err := unix.OpenTree(source, "", unix.AT_EMPTY_PATH|unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
+	if err != nil {
+		return fmt.Errorf("open_tree: %w", err)
+	}
+	defer unix.Close(tree)
+	return unix.MoveMount(tree, "", unix.AT_FDCWD, to, unix.MOVE_MOUNT_F_EMPTY_PATH)
+}
+
+func readOnlyRoot(binds []bind) error {
+	ro := unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY | unix.MOUNT_ATTR_NOSUID}
+	if err := unix.MountSetattr(unix.AT_FDCWD, "/", unix.AT_RECURSIVE, &ro); err != nil {
+		return fmt.Errorf("make root read-only: %w", err)
+	}
+	for _, b := range binds {
+		if !b.Writable {
+			continue
+		}
+		rw := unix.MountAttr{Attr_clr: unix.MOUNT_ATTR_RDONLY}
+		if err := unix.MountSetattr(unix.AT_FDCWD, b.To, 0, &rw); err != nil {
+			return fmt.Errorf("make %s writable: %w", b.To, err)
+		}
+	}
+	return nil
+}
+
+func dropPrivileges(uid, gid int) error {
+	if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
+		return fmt.Errorf("no_new_privs: %w", err)
+	}
+	if err := unix.Setrlimit(unix.RLIMIT_CORE, &unix.Rlimit{}); err != nil {
+		return fmt.Errorf("core limit: %w", err)
+	}
+	if uid != 0 || gid != 0 {
+		if err := syscall.Setgroups(nil); err != nil {
+			return fmt.Errorf("drop groups: %w", err)
+		}
+	}
+	if gid != 0 {
+		if err := syscall.Setresgid(gid, gid, gid); err != nil {
+			return fmt.Errorf("become group %d: %w", gid, err)
+		}
+	}
+	if uid != 0 {
+		if err := syscall.Setresuid(uid, uid, uid); err != nil {
+			return fmt.Errorf("become user %d: %w", uid, err)
+		}
+	}
+	return nil
+}

@@ -125,8 +125,11 @@ func (n *Node) startAnchor(ctx context.Context, cfg AnchorConfig) error {
 		return err
 	}
 	defer logFile.Close()
-	cmd := exec.Command("/proc/self/exe", anchorName)
-	cmd.Args[0] = "h8s"
+	exe, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	cmd := exec.Command(exe, anchorName)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = bytes.NewReader(in), logFile, logFile
 	cmd.ExtraFiles = []*os.File{w}
 	cmd.Dir = "/"

@@ -182,6 +182,11 @@ func newImageLoadCommand() *cobra.Command {
 		Example: "  docker save shop:1 | gzip > shop.tgz && h8s image load shop.tgz",
 		Args:    cobra.MinimumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			for _, file := range args {
+				if _, err := image.Inspect(file); err != nil {
+					return err
+				}
+			}
 			store, err := openStore(name)
 			if err != nil {
 				return err

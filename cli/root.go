@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
+	"github.com/hypernetes/hypernetes/cli/usage"
 	"github.com/hypernetes/hypernetes/cluster/layout"
 )
 
@@ -49,12 +50,12 @@ own network and file systems stay as they are. The API server is published on
 		SilenceUsage: true, SilenceErrors: true,
 		CompletionOptions: cobra.CompletionOptions{HiddenDefaultCmd: false},
 	}
-	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return because("H8S_USAGE", err) })
 	root.AddCommand(
 		newUpCommand(), newDownCommand(), newStatusCommand(), newResetCommand(), newDoctorCommand(),
 		newLogsCommand(), newKubectlCommand(), newServerCommand(), newImageCommand(), newVersionCommand(),
 		newSuperviseCommand(), newAnchorCommand(),
 	)
+	usage.Strict(root)
 	return root
 }
 

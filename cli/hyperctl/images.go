@@ -6,10 +6,10 @@ import (
 	"strings"
 	"text/tabwriter"
 
-	"github.com/containerd/errdefs"
 	"github.com/spf13/cobra"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/hypernetes/hypernetes/cli/usage"
 	"github.com/hypernetes/hypernetes/cluster/image"
 )
 
@@ -17,9 +17,10 @@ func newImagesCommand(o *options) *cobra.Command {
 	var quiet bool
 	var format string
 	cmd := &cobra.Command{
-		Use:   "images",
-		Short: "List the node's images",
-		Args:  cobra.NoArgs,
+		Use:     "images",
+		Short:   "List the node's images",
+		Args:    cobra.NoArgs,
+		PreRunE: func(*cobra.Command, []string) error { return usage.OneOf("output", format, "table", "json") },
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return o.withStore(cmd, func(s image.Store) error {
 				list, err := s.List(cmd.Context())
@@ -29,8 +30,6 @@ func newImagesCommand(o *options) *cobra.Command {
 				switch {
 				case format == "json":
 					return writeJSON(cmd.OutOrStdout(), list)
-				case format != "table":
-					return fmt.Errorf("output %q: want table or json: %w", format, errdefs.ErrInvalidArgument)
 				case quiet:
 					for _, i := range list {
 						fmt.Fprintln(cmd.OutOrStdout(), i.ID)
@@ -83,6 +82,14 @@ func newLoadCommand(o *options) *cobra.Command {
 		Use:   "load FILE...",
 		Short: "Load image archives (OCI or docker save)",
 		Args:  cobra.MinimumNArgs(1),
+		PreRunE: func(_ *cobra.Command, args []string) error {
+			for _, file := range args {
+				if _, err := image.Inspect(file); err != nil {
+					return err
+				}
+			}
+			return nil
+		},
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return o.withStore(cmd, func(s image.Store) error {
 				for _, file := range args {

@@ -6,9 +6,10 @@ import (
 	"io"
 	"text/tabwriter"
 
-	"github.com/containerd/errdefs"
 	"github.com/spf13/cobra"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/hypernetes/hypernetes/cli/usage"
 )
 
 // nodeInfo is what `info` tells.
@@ -27,9 +28,10 @@ type nodeInfo struct {
 func newInfoCommand(o *options) *cobra.Command {
 	var format string
 	cmd := &cobra.Command{
-		Use:   "info",
-		Short: "Describe the node and its runtime",
-		Args:  cobra.NoArgs,
+		Use:     "info",
+		Short:   "Describe the node and its runtime",
+		Args:    cobra.NoArgs,
+		PreRunE: func(*cobra.Command, []string) error { return usage.OneOf("output", format, "text", "json") },
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			h, err := o.connect(cmd.Context(), cmd.ErrOrStderr())
 			if err != nil {
@@ -43,13 +45,10 @@ func newInfoCommand(o *options) *cobra.Command {
 			if o.endpoint == "" {
 				info.Node = o.node
 			}
-			switch format {
-			case "json":
+			if format == "json" {
 				return writeJSON(cmd.OutOrStdout(), info)
-			case "text":
-				return writeInfo(cmd.OutOrStdout(), info)
 			}
-			return fmt.Errorf("output %q: want text or json: %w", format, errdefs.ErrInvalidArgument)
+			return writeInfo(cmd.OutOrStdout(), info)
 		},
 	}
 	cmd.Flags().StringVarP(&format, "output", "o", "text", "text or json")

@@ -9,9 +9,10 @@ import (
 	"text/tabwriter"
 	"time"
 
-	"github.com/containerd/errdefs"
 	"github.com/spf13/cobra"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/hypernetes/hypernetes/cli/usage"
 )
 
 // podRow is one Pod as `ps` shows it.
@@ -43,6 +44,7 @@ func newListCommand(o *options) *cobra.Command {
 		Aliases: []string{"list", "ls"},
 		Short:   "List Pods",
 		Args:    cobra.NoArgs,
+		PreRunE: func(*cobra.Command, []string) error { return usage.OneOf("output", format, "table", "json") },
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			h, err := o.connect(cmd.Context(), cmd.ErrOrStderr())
 			if err != nil {
@@ -57,8 +59,6 @@ func newListCommand(o *options) *cobra.Command {
 			switch {
 			case format == "json":
 				return writeJSON(cmd.OutOrStdout(), shown)
-			case format != "table":
-				return fmt.Errorf("output %q: want table or json: %w", format, errdefs.ErrInvalidArgument)
 			case quiet:
 				for _, r := range shown {
 					fmt.Fprintln(cmd.OutOrStdout(), r.ID)

@@ -8,7 +8,10 @@ import (
 	"os"
 	"runtime/debug"
 
+	"github.com/containerd/errdefs"
 	"github.com/spf13/cobra"
+
+	"github.com/hypernetes/hypernetes/cli/usage"
 )
 
 // options are the flags every command has.
@@ -26,11 +29,12 @@ type ExitError struct{ Code int }
 func (e *ExitError) Error() string { return fmt.Sprintf("exit code %d", e.Code) }
 
 // Main runs the command line and returns the process's exit code: that of the
-// process for a foreground run and exec, 1 for errors of our own.
+// process for a foreground run and exec, 2 for a malformed command line, 1 for other
+// errors of our own.
 func Main(ctx context.Context, args []string, stderr io.Writer) int {
 	cmd := New()
 	cmd.SetArgs(args)
-	err := cmd.ExecuteContext(ctx)
+	ran, err := cmd.ExecuteContextC(ctx)
 	var exit *ExitError
 	switch {
 	case err == nil:
@@ -39,6 +43,10 @@ func Main(ctx context.Context, args []string, stderr io.Writer) int {
 		return exit.Code
 	}
 	fmt.Fprintln(stderr, "hyperctl:", err)
+	if errdefs.IsInvalidArgument(err) {
+		fmt.Fprintf(stderr, "  see `%s --help`\n", ran.CommandPath())
+		return 2
+	}
 	return 1
 }
 
@@ -62,6 +70,7 @@ func New() *cobra.Command {
 		newImagesCommand(o), newPullCommand(o), newLoadCommand(o), newRemoveImageCommand(o),
 		newInfoCommand(o), newVersionCommand(),
 	)
+	usage.Strict(cmd)
 	return cmd
 }
 

@@ -28,6 +28,10 @@ func newRunCommand(o *options) *cobra.Command {
 		Args:    cobra.MinimumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			r.image, r.command = args[0], args[1:]
+			// Before a node is started for what cannot run on it.
+			if _, err := newSpec(r, "", ""); err != nil {
+				return err
+			}
 			h, err := o.connect(cmd.Context(), cmd.ErrOrStderr())
 			if err != nil {
 				return err

@@ -282,11 +282,16 @@ func (g *guest) testTerminal() {
 }
 
 func (g *guest) sleeper(id string, change func(*hyperstart.CreateRequest)) {
-	in := &hyperstart.CreateRequest{Spec: runtimeSpec(g.t, nil, "sh", "-c", "trap 'exit 0' TERM; while :; do sleep 1000 & wait; done")}
+	out := g.stdio(id, "", 1)
+	in := &hyperstart.CreateRequest{Stdout: true, Spec: runtimeSpec(g.t, nil, "sh", "-c", "trap 'exit 0' TERM; echo ready; while :; do sleep 1000 & wait; done")}
 	if change != nil {
 		change(in)
 	}
 	g.start(id, in)
+	// Its PID 1 ignores SIGTERM until the trap is set.
+	if line, err := bufio.NewReader(out).ReadString('\n'); line != "ready\n" {
+		g.t.Fatalf("%s said %q: %v", id, line, err)
+	}
 }
 
 func (g *guest) exec(id, exec string, status uint32, terminal bool, args ...string) string {
@@ -299,9 +304,12 @@ func (g *guest) exec(id, exec string, status uint32, terminal bool, args ...stri
 	begin := time.Now()
 	_, err = g.ctrs.Start(g.ctx(), &hyperstart.ProcessRequest{ContainerId: id, ExecId: exec})
 	check(g.t, err)
+	mid := time.Now()
 	text := readAll(g.t, out)
-	g.t.Logf("exec %s: %v", exec, time.Since(begin).Round(time.Millisecond))
+	end := time.Now()
 	g.exit(id, exec, status)
+	g.t.Logf("exec %s: started %v, output ended %v, exit %v", exec, mid.Sub(begin).Round(time.Millisecond),
+		end.Sub(begin).Round(time.Millisecond), time.Since(begin).Round(time.Millisecond))
 	g.delete(id, exec, status)
 	return text
 }
@@ -392,7 +400,7 @@ func (g *guest) testVolumes() {
 			bind("mem", "/mem")(s)
 			bind("cm", "/cm")(s)
 			bind("log", "/dev/termination-log")(s)
-		}, "sleep", "1000")
+		}, "sh", "-c", "echo ready; sleep 1000")
 	})
 	text := g.exec("vol", "q", 0, false, "sh", "-c", `cat /cm/a; echo; ls -ldn /disk
 dd if=/dev/zero of=/disk/f bs=1M count=8 2>&1; dd if=/dev/zero of=/mem/f bs=64k count=100 2>&1; ls -l /disk/f /mem/f; echo done > /dev/termination-log

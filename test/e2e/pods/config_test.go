@@ -16,8 +16,8 @@ func TestConfiguration(t *testing.T) {
 	n.Apply("testdata/config.yaml")
 	n.Ready("config")
 
-	want(t, "environment from a Secret", n.Exec("config/shell", "printenv", "PASSWORD"), "first")
-	want(t, "environment from a ConfigMap", n.Exec("config/shell", "printenv", "SETTING_a"), "1")
+	want(t, "environment from a Secret", n.Shell("config/shell", "echo $PASSWORD"), "first")
+	want(t, "environment from a ConfigMap", n.Shell("config/shell", "echo $SETTING_a"), "1")
 	want(t, "Secret file", n.Exec("config/shell", "cat", "/password/word"), "first")
 	want(t, "mode of a Secret file", n.Exec("config/shell", "stat", "-L", "-c", "%a", "/password/word"), "400")
 	want(t, "projected ConfigMap", n.Exec("config/shell", "cat", "/everything/from-config/a"), "1")
@@ -70,5 +70,5 @@ func updateSecret(t *testing.T, n *testcluster.Namespace) {
 		return n.Exec("config/shell", "cat", "/everything/labels") == `shade="dark"`
 	})
 	want(t, "mode of an updated Secret file", n.Exec("config/shell", "stat", "-L", "-c", "%a", "/password/word"), "400")
-	want(t, "environment after the update", n.Exec("config/shell", "printenv", "PASSWORD"), "first")
+	want(t, "environment after the update", n.Shell("config/shell", "echo $PASSWORD"), "first")
 }

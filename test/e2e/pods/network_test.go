@@ -22,10 +22,10 @@ func TestNetwork(t *testing.T) {
 
 	t.Run("downward API", func(t *testing.T) {
 		n := n.For(t)
-		want(t, "status.podIP", n.Exec("server", "printenv", "POD_IP"), ip)
-		want(t, "status.hostIP", n.Exec("server", "printenv", "HOST_IP"), server.Status.HostIP)
-		want(t, "metadata.name", n.Exec("server", "printenv", "POD_NAME"), "server")
-		want(t, "limits.memory", n.Exec("server", "printenv", "MEMORY"), fmt.Sprint(96<<20))
+		want(t, "status.podIP", n.Shell("server", "echo $POD_IP"), ip)
+		want(t, "status.hostIP", n.Shell("server", "echo $HOST_IP"), server.Status.HostIP)
+		want(t, "metadata.name", n.Shell("server", "echo $POD_NAME"), "server")
+		want(t, "limits.memory", n.Shell("server", "echo $MEMORY"), fmt.Sprint(96<<20))
 		if out := n.Exec("server", "ip", "-o", "addr"); !strings.Contains(out, " "+ip+"/") {
 			t.Errorf("the guest has not the Pod's address %s:\n%s", ip, out)
 		}
@@ -47,7 +47,7 @@ func TestNetwork(t *testing.T) {
 		}
 	})
 	fetch := func(n *testcluster.Namespace, url string) string {
-		return n.Exec("client", "wget", "-T", "20", "-qO-", url)
+		return n.Exec("client", "timeout", "20", "wget", "-qO-", url)
 	}
 	t.Run("Pod to Pod", func(t *testing.T) {
 		n := n.For(t)
@@ -55,7 +55,7 @@ func TestNetwork(t *testing.T) {
 		want(t, "client address that the server sees", fetch(n, "http://"+ip+":8080/clientip"), n.Pod("client").Status.PodIP)
 		n.Exec("client", "ping", "-c", "1", "-W", "10", ip)
 		const size = 8 << 20
-		want(t, "bytes", n.Shell("client", fmt.Sprintf("wget -T 60 -qO- 'http://%s:8080/bytes?n=%d' | wc -c", ip, size)), fmt.Sprint(size))
+		want(t, "bytes", n.Shell("client", fmt.Sprintf("timeout 60 wget -qO- 'http://%s:8080/bytes?n=%d' | wc -c", ip, size)), fmt.Sprint(size))
 	})
 	t.Run("Service and DNS", func(t *testing.T) {
 		n := n.For(t)
@@ -64,7 +64,7 @@ func TestNetwork(t *testing.T) {
 		}
 		want(t, "echo by TCP", n.Exec("client", "/testbox", "dial", "tcp", "web:7"), "hello")
 		want(t, "echo by UDP", n.Exec("client", "/testbox", "dial", "udp", "web:7"), "hello")
-		want(t, "a Pod reaching itself through its Service", n.Exec("server", "wget", "-T", "20", "-qO-", "http://web/hostname"), "the-server")
+		want(t, "a Pod reaching itself through its Service", n.Exec("server", "timeout", "20", "wget", "-qO-", "http://web/hostname"), "the-server")
 		if out, code := n.ExecCode("client", "nslookup", "no-such-name."+n.Name+".svc.cluster.local"); code == 0 {
 			t.Errorf("a name that does not exist resolves: %s", out)
 		}
@@ -73,7 +73,7 @@ func TestNetwork(t *testing.T) {
 		}
 	})
 	t.Run("API server from a Pod", func(t *testing.T) {
-		out := n.For(t).Shell("client", `wget -T 20 -qO- --no-check-certificate --header "Authorization: Bearer $(cat /var/run/secrets/kubernetes.io/serviceaccount/token)" https://kubernetes.default.svc/version`)
+		out := n.For(t).Shell("client", `timeout 20 wget -qO- --no-check-certificate --header "Authorization: Bearer $(cat /var/run/secrets/kubernetes.io/serviceaccount/token)" https://kubernetes.default.svc/version`)
 		if !strings.Contains(out, "gitVersion") {
 			t.Errorf("answer: %q", out)
 		}

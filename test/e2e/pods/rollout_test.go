@@ -17,7 +17,7 @@ func TestRollout(t *testing.T) {
 	}
 	edition := func() string {
 		t.Helper()
-		return n.Exec("deployment/web", "printenv", "EDITION")
+		return strings.TrimSpace(n.Kubectl("exec", "deployment/web", "--", "sh", "-c", "echo $EDITION"))
 	}
 	n.Apply("testdata/rollout.yaml")
 	status()

@@ -53,7 +53,7 @@ func (c *Cluster) Inventory(t testing.TB) Inventory {
 	node := c.AnchorPID(t)
 	inv.mounts(t, "mount of the machine", "self")
 	inv.mounts(t, "mount of the node", fmt.Sprint(node))
-	inv.links(t, "link of the machine", "1")
+	inv.links(t, "link of the machine", fmt.Sprint(os.Getpid()))
 	inv.links(t, "link of the node", fmt.Sprint(node))
 	inv.namespaces(c.Processes(t))
 	inv.loops()

@@ -140,18 +140,34 @@ func (c *Cluster) DialInNode(ctx context.Context, network, address string) (net.
 		err  error
 	}
 	done := make(chan result, 1)
-	go func() {
-		// The thread stays locked and so dies with the goroutine: it is in the node.
-		runtime.LockOSThread()
+	dial := func() result {
 		if err := unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET); err != nil {
-			done <- result{err: err}
-			return
+			return result{err: err}
 		}
 		conn, err := (&net.Dialer{}).DialContext(ctx, network, address)
-		done <- result{conn, err}
-	}()
+		return result{conn, err}
+	}
+	go onThrowawayThread(func() { done <- dial() })
 	r := <-done
 	return r.conn, r.err
+}
+
+// onThrowawayThread runs f, which changes its thread, on one that ends with the calling
+// goroutine. The first thread cannot end, and /proc/self shows its namespaces.
+func onThrowawayThread(f func()) {
+	runtime.LockOSThread()
+	if unix.Gettid() != unix.Getpid() {
+		f()
+		return
+	}
+	// While this goroutine keeps the first thread, another cannot get it.
+	spare := make(chan struct{})
+	go func() {
+		defer close(spare)
+		onThrowawayThread(f)
+	}()
+	<-spare
+	runtime.UnlockOSThread()
 }
 
 // NodeRoot is the root directory of the node as seen from here.

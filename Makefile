@@ -25,7 +25,10 @@ KUBE_X := $(foreach p,k8s.io/component-base/version k8s.io/client-go/pkg/version
 	-X $(p).gitVersion=v$(KUBERNETES_VERSION)+h8s -X $(p).gitMajor=$(KUBE_MAJOR) \
 	-X $(p).gitMinor=$(KUBE_MINOR) -X $(p).gitTreeState=clean -X $(p).gitCommit=unmodified)
 
-# The runtime's Debian packages; DEV_PACKAGES are for tests only.
+# The Go toolchain names every module it downloads; one line a build is enough.
+QUIET := 2> >(grep -v '^go: downloading' >&2 || true)
+
+# The runtime's Debian packages.
 PACKAGES := qemu-system-x86 crun runc erofs-utils e2fsprogs nftables iproute2 conntrack \
 	kmod cpio xz-utils zstd binutils ca-certificates procps mount util-linux
 CNI := ptp host-local portmap loopback bridge
@@ -65,9 +68,9 @@ own: $(addprefix $(OUT)/bin/,$(OWN)) ## Build this project's own programs
 # Go decides what is up to date; the shim and the agent stay free of cgo.
 .PHONY: $(addprefix $(OUT)/bin/,$(OWN) hyperstart)
 $(addprefix $(OUT)/bin/,$(OWN)): $(OUT)/bin/%:
-	@CGO_ENABLED=0 $(BUILD) -ldflags "$(LDFLAGS)" -o $@ ./cmd/$*
+	@CGO_ENABLED=0 $(BUILD) -ldflags "$(LDFLAGS)" -o $@ ./cmd/$* $(QUIET)
 $(OUT)/bin/hyperstart: $(OUT)/bin/%:
-	@CGO_ENABLED=0 $(BUILD) -ldflags "$(STRIP)" -o $@ ./cmd/$*
+	@CGO_ENABLED=0 $(BUILD) -ldflags "$(STRIP)" -o $@ ./cmd/$* $(QUIET)
 
 .PHONY: upstream
 upstream: $(OUT)/bin/kubernetes $(OUT)/bin/containerd $(OUT)/bin/containerd-shim-runc-v2 \
@@ -75,26 +78,26 @@ upstream: $(OUT)/bin/kubernetes $(OUT)/bin/containerd $(OUT)/bin/containerd-shim
 
 $(OUT)/bin/kubernetes: dist/kubernetes/main.go dist/kubernetes/go.mod dist/kubernetes/go.sum
 	@echo "building Kubernetes v$(KUBERNETES_VERSION) and etcd (about 5 minutes on 2 cores the first time)"
-	@cd dist/kubernetes && CGO_ENABLED=0 $(BUILD) -ldflags "$(STRIP) $(KUBE_X)" -o $(CURDIR)/$@ .
+	@cd dist/kubernetes && CGO_ENABLED=0 $(BUILD) -ldflags "$(STRIP) $(KUBE_X)" -o $(CURDIR)/$@ . $(QUIET)
 
 $(OUT)/bin/containerd: dist/containerd/main.go dist/containerd/go.mod dist/containerd/go.sum
 	@echo "building containerd v$(CONTAINERD_VERSION)"
 	@cd dist/containerd && CGO_ENABLED=0 $(BUILD) -tags no_zfs,no_btrfs,no_devmapper \
-		-ldflags "$(STRIP) -X github.com/containerd/containerd/v2/version.Version=v$(CONTAINERD_VERSION)" -o $(CURDIR)/$@ .
+		-ldflags "$(STRIP) -X github.com/containerd/containerd/v2/version.Version=v$(CONTAINERD_VERSION)" -o $(CURDIR)/$@ . $(QUIET)
 
 $(OUT)/bin/containerd-shim-runc-v2: dist/containerd/go.mod dist/containerd/go.sum
-	@cd dist/containerd && CGO_ENABLED=0 $(BUILD) -ldflags "$(STRIP)" -o $(CURDIR)/$@ github.com/containerd/containerd/v2/cmd/containerd-shim-runc-v2
+	@cd dist/containerd && CGO_ENABLED=0 $(BUILD) -ldflags "$(STRIP)" -o $(CURDIR)/$@ github.com/containerd/containerd/v2/cmd/containerd-shim-runc-v2 $(QUIET)
 
 $(OUT)/libexec/mkfs.erofs: dist/containerd/mkfs.erofs/main.go dist/containerd/go.mod dist/containerd/go.sum
-	@cd dist/containerd && CGO_ENABLED=0 $(BUILD) -ldflags "$(STRIP)" -o $(CURDIR)/$@ ./mkfs.erofs
+	@cd dist/containerd && CGO_ENABLED=0 $(BUILD) -ldflags "$(STRIP)" -o $(CURDIR)/$@ ./mkfs.erofs $(QUIET)
 
 $(OUT)/bin/coredns: dist/coredns/main.go dist/coredns/go.mod dist/coredns/go.sum
 	@echo "building CoreDNS v$(COREDNS_VERSION)"
-	@cd dist/coredns && CGO_ENABLED=0 $(BUILD) -ldflags "$(STRIP)" -o $(CURDIR)/$@ .
+	@cd dist/coredns && CGO_ENABLED=0 $(BUILD) -ldflags "$(STRIP)" -o $(CURDIR)/$@ . $(QUIET)
 
 $(addprefix $(OUT)/cni/,$(CNI)): dist/containerd/go.mod dist/containerd/go.sum
 	@cd dist/containerd && CGO_ENABLED=0 $(BUILD) -ldflags "$(STRIP)" -o $(CURDIR)/$(OUT)/cni/ \
-		$$($(GO) list -f '{{.ImportPath}}' tool | grep '/$(@F)$$')
+		$$($(GO) list -f '{{.ImportPath}}' tool | grep '/$(@F)$$') $(QUIET)
 
 .PHONY: guest
 guest: $(OUT)/bin/hyperstart ## Build the guest's kernel, initramfs and scratch disk (H8S_KERNEL=stock|hyper|auto)

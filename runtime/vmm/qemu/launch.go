@@ -23,6 +23,9 @@ const (
 	firmwareDir = "/firmware"
 	kernelPath  = "/kernel"
 	initrdPath  = "/initrd"
+	// nullDevice: QEMU tries image locks on it first and silently goes without if it is
+	// not there.
+	nullDevice = "/dev/null"
 )
 
 // order tells the launcher what to become. It comes from the parent, a trusted process.
@@ -33,14 +36,12 @@ type order struct {
 	UID, GID int
 	Cgroups  []string
 	Binds    []bind
+	// KVM gives QEMU a /dev/kvm of its own: the host's may be for a group only.
+	KVM bool
 }
 
-// bind makes a host file or device visible in QEMU's root.
-type bind struct {
-	From, To string
-	// Writable keeps a device writable; everything else is read-only.
-	Writable bool
-}
+// bind makes a host file visible, read-only, in QEMU's root.
+type bind struct{ From, To string }
 
 // MaybeLaunch makes the process a confined QEMU if it was started for that, and then
 // never returns. Every program using this package calls it first.
@@ -69,7 +70,7 @@ func launch() error {
 	if err := enterCgroups(o.Cgroups); err != nil {
 		return err
 	}
-	if err := privateRoot(o.Binds); err != nil {
+	if err := privateRoot(o); err != nil {
 		return err
 	}
 	if err := dropPrivileges(o.UID, o.GID); err != nil {
@@ -98,7 +99,8 @@ func enterCgroups(paths []string) error {
 
 // privateRoot replaces the process's root by an empty, read-only tmpfs with binds.
 // The mount namespace is its own already (clone).
-func privateRoot(binds []bind) error {
+func privateRoot(o order) error {
+	binds := o.Binds
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
 		return fmt.Errorf("make mounts private: %w", err)
 	}
@@ -112,7 +114,7 @@ func privateRoot(binds []bind) error {
 		sources[i] = fd
 	}
 	const root = "/proc" // exists everywhere, and nothing needs it any more
-	if err := unix.Mount("h8s-vmm", root, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "size=1m,nr_inodes=1k,mode=0755"); err != nil {
+	if err := unix.Mount("h8s-vmm", root, "tmpfs", unix.MS_NOSUID, "size=1m,nr_inodes=1k,mode=0755"); err != nil {
 		return fmt.Errorf("mount private root: %w", err)
 	}
 	if err := unix.Chdir(root); err != nil {
@@ -124,6 +126,11 @@ func privateRoot(binds []bind) error {
 		}
 		_ = unix.Close(sources[i])
 	}
+	if o.KVM {
+		if err := makeKVM(o.UID, o.GID); err != nil {
+			return fmt.Errorf("make /dev/kvm: %w", err)
+		}
+	}
 	if err := unix.PivotRoot(".", "."); err != nil {
 		return fmt.Errorf("pivot root: %w", err)
 	}
@@ -133,7 +140,22 @@ func privateRoot(binds []bind) error {
 	if err := unix.Chdir("/"); err != nil {
 		return fmt.Errorf("enter private root: %w", err)
 	}
-	return readOnlyRoot(binds)
+	ro := unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY | unix.MOUNT_ATTR_NOSUID}
+	if err := unix.MountSetattr(unix.AT_FDCWD, "/", unix.AT_RECURSIVE, &ro); err != nil {
+		return fmt.Errorf("make root read-only: %w", err)
+	}
+	return nil
+}
+
+func makeKVM(uid, gid int) error {
+	const major, minor = 10, 232 // Documentation/admin-guide/devices.txt
+	if err := os.MkdirAll("dev", 0o755); err != nil {
+		return err
+	}
+	if err := unix.Mknod("dev/kvm", unix.S_IFCHR|0o600, int(unix.Mkdev(major, minor))); err != nil {
+		return err
+	}
+	return os.Chown("dev/kvm", uid, gid)
 }
 
 func bindFile(source int, b bind) error {
@@ -152,23 +174,6 @@ func bindFile(source int, b bind) error {
 	}
 	defer unix.Close(tree)
 	return unix.MoveMount(tree, "", unix.AT_FDCWD, to, unix.MOVE_MOUNT_F_EMPTY_PATH)
-}
-
-func readOnlyRoot(binds []bind) error {
-	ro := unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY | unix.MOUNT_ATTR_NOSUID}
-	if err := unix.MountSetattr(unix.AT_FDCWD, "/", unix.AT_RECURSIVE, &ro); err != nil {
-		return fmt.Errorf("make root read-only: %w", err)
-	}
-	for _, b := range binds {
-		if !b.Writable {
-			continue
-		}
-		rw := unix.MountAttr{Attr_clr: unix.MOUNT_ATTR_RDONLY}
-		if err := unix.MountSetattr(unix.AT_FDCWD, b.To, 0, &rw); err != nil {
-			return fmt.Errorf("make %s writable: %w", b.To, err)
-		}
-	}
-	return nil
 }
 
 func dropPrivileges(uid, gid int) error {

@@ -79,7 +79,7 @@ func spawn(c vmm.Config, h Host) (_ *process, err error) {
 	if err != nil {
 		return nil, err
 	}
-	o := order{Parent: os.Getpid(), Binary: h.Binary, Args: args, UID: c.UID, GID: c.GID, Cgroups: c.Cgroups, Binds: view(c, h)}
+	o := order{Parent: os.Getpid(), Binary: h.Binary, Args: args, UID: c.UID, GID: c.GID, Cgroups: c.Cgroups, Binds: view(c, h), KVM: c.Accelerator == "kvm"}
 	if err := json.NewEncoder(orders).Encode(o); err != nil {
 		return nil, fmt.Errorf("order: %w", err)
 	}
@@ -113,15 +113,12 @@ func inheritDevices(c vmm.Config, fds *inherited, inherit func(*os.File) (int, e
 
 // view lists all QEMU sees of the host's files.
 func view(c vmm.Config, h Host) []bind {
-	binds := []bind{{From: h.Binary, To: h.Binary}, {From: c.Kernel, To: kernelPath}, {From: c.Initrd, To: initrdPath}}
+	binds := []bind{{From: nullDevice, To: nullDevice}, {From: h.Binary, To: h.Binary}, {From: c.Kernel, To: kernelPath}, {From: c.Initrd, To: initrdPath}}
 	for _, f := range h.Files {
 		binds = append(binds, bind{From: f, To: f})
 	}
 	for _, f := range h.Firmware {
 		binds = append(binds, bind{From: f, To: filepath.Join(firmwareDir, filepath.Base(f))})
-	}
-	if c.Accelerator == "kvm" {
-		binds = append(binds, bind{From: "/dev/kvm", To: "/dev/kvm", Writable: true})
 	}
 	return binds
 }

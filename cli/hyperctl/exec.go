@@ -33,13 +33,13 @@ func newExecCommand(o *options) *cobra.Command {
 				return h.exec(cmd.Context(), c.Id, args[1:], s)
 			}
 			return t.raw(func(resize <-chan windowSize) error {
-				return h.exec(cmd.Context(), c.Id, args[1:], streamOptions{stdin: t.in, stdout: t.out, tty: true, resize: resize})
+				return h.exec(cmd.Context(), c.Id, args[1:], streamOptions{stdin: t.input(stdin), stdout: t.out, tty: true, resize: resize})
 			})
 		},
 	}
 	cmd.Flags().SetInterspersed(false) // flags after POD are the command's
 	cmd.Flags().BoolVarP(&stdin, "interactive", "i", false, "connect standard input")
-	cmd.Flags().BoolVarP(&tty, "tty", "t", false, "give the command a terminal (implies -i)")
+	cmd.Flags().BoolVarP(&tty, "tty", "t", false, "give the command a terminal (implies -i if there is one here)")
 	cmd.Flags().StringVar(&container, "container", "", "`NAME` of the container, if the Pod has several")
 	return cmd
 }
@@ -68,7 +68,7 @@ func newAttachCommand(o *options) *cobra.Command {
 			t := terminalOf(cmd)
 			s := streamOptions{stdout: t.out, stderr: t.err, tty: tty}
 			if stdin && !noStdin {
-				s.stdin = t.detachable()
+				s.stdin = detachable(t.in)
 			}
 			if tty {
 				err = t.raw(func(resize <-chan windowSize) error {

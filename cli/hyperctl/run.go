@@ -44,7 +44,7 @@ func newRunCommand(o *options) *cobra.Command {
 	f.SetInterspersed(false) // flags after IMAGE are the command's
 	f.BoolVarP(&r.detach, "detach", "d", false, "print the Pod's id and leave it running")
 	f.BoolVarP(&r.stdin, "interactive", "i", false, "connect standard input")
-	f.BoolVarP(&r.tty, "tty", "t", false, "give the process a terminal (implies -i)")
+	f.BoolVarP(&r.tty, "tty", "t", false, "give the process a terminal (implies -i if there is one here)")
 	f.StringVar(&r.name, "name", "", "`NAME` of the Pod (default: image and ten digits)")
 	f.StringVar(&r.hostname, "hostname", "", "host name inside the Pod (default: its name)")
 	f.StringVarP(&r.memory, "memory", "m", "", "memory limit as `SIZE`, for instance 256M (default: the runtime's)")
@@ -198,7 +198,7 @@ func (h *hyper) foreground(ctx context.Context, o runOptions, ctrID string, w *e
 	}()
 	var err error
 	if o.tty {
-		err = h.runTerminal(ctx, ctrID, w, t)
+		err = h.runTerminal(ctx, o.stdin, ctrID, w, t)
 	} else {
 		err = h.runPlain(ctx, o.stdin, ctrID, w, t)
 	}
@@ -232,11 +232,11 @@ func (h *hyper) runPlain(ctx context.Context, stdin bool, ctrID string, w *exitW
 }
 
 // runTerminal attaches; what the process said before that is in the log.
-func (h *hyper) runTerminal(ctx context.Context, ctrID string, w *exitWatch, t *terminal) error {
+func (h *hyper) runTerminal(ctx context.Context, stdin bool, ctrID string, w *exitWatch, t *terminal) error {
 	var seen countingWriter
 	seen.w = t.out
 	err := t.raw(func(resize <-chan windowSize) error {
-		return h.attach(ctx, ctrID, streamOptions{stdin: t.detachable(), stdout: &seen, tty: true, resize: resize})
+		return h.attach(ctx, ctrID, streamOptions{stdin: detachable(t.input(stdin)), stdout: &seen, tty: true, resize: resize})
 	})
 	if errors.Is(err, errDetached) {
 		return err

@@ -70,8 +70,28 @@ func (t *terminal) raw(f func(resize <-chan windowSize) error) error {
 	return errors.Join(err, c.Reset())
 }
 
-// detachable is standard input that ends with errDetached at ^P^Q.
-func (t *terminal) detachable() io.Reader { return &detachReader{r: t.in} }
+// input is what a process with a terminal reads: standard input if that was
+// asked for or is a terminal, too. The end of a file or of /dev/null would hang
+// up the process's terminal before its output has been read.
+func (t *terminal) input(wanted bool) io.Reader {
+	if file, ok := t.in.(*os.File); !wanted && ok {
+		if _, err := console.ConsoleFromFile(file); err == nil {
+			return t.in
+		}
+	}
+	if wanted {
+		return t.in
+	}
+	return nil
+}
+
+// detachable is input that ends with errDetached at ^P^Q.
+func detachable(in io.Reader) io.Reader {
+	if in == nil {
+		return nil
+	}
+	return &detachReader{r: in}
+}
 
 const ctrlP, ctrlQ = 0x10, 0x11
 

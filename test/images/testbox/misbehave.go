@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"errors"
 	"flag"
 	"fmt"
 	"io"
@@ -52,11 +53,24 @@ func printSignals(args []string) int {
 	return 0
 }
 
+// suicide ends by a signal. The kernel keeps PID 1 of a namespace from killing
+// itself, so there a child dies and its end is passed on as a shell would.
 func suicide(args []string) int {
-	if err := syscall.Kill(os.Getpid(), syscall.Signal(number(args, 0, 9))); err != nil {
+	sig := syscall.Signal(number(args, 0, 9))
+	if os.Getpid() == 1 {
+		err := exec.Command("/proc/self/exe", append([]string{"suicide"}, args...)...).Run()
+		var exit *exec.ExitError
+		if !errors.As(err, &exit) {
+			return fail(fmt.Errorf("child: %w", err))
+		}
+		return 128 + int(exit.Sys().(syscall.WaitStatus).Signal())
+	}
+	signal.Reset(sig)
+	if err := syscall.Kill(os.Getpid(), sig); err != nil {
 		return fail(err)
 	}
-	select {}
+	<-time.After(10 * time.Second)
+	return fail(fmt.Errorf("signal %d does not kill me", sig))
 }
 
 func hogMemory(args []string) int {

@@ -32,7 +32,8 @@ func (r result) String() string { return r.stdout + r.stderr }
 // run runs one of the built programs with extra environment and returns what it did.
 func run(t *testing.T, env []string, program string, args ...string) result {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
+	// Not the test's context: that has ended when a clean-up runs commands.
+	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Minute)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, built(t, program), args...)
 	cmd.Env = append(append(os.Environ(), "H8S_OUT="+outDir()), env...)

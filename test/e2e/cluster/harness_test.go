@@ -227,7 +227,7 @@ func (n *node) paths(add func(kind, what string)) {
 	for _, l := range loops {
 		add("loop", l)
 	}
-	for _, root := range []string{"/var/lib/kubelet", "/var/lib/containerd", "/var/lib/cni", "/run/containerd", "/run/netns", "/etc/cni", "/etc/h8s", "/opt/cni", "/var/log/pods", "/var/log/containers"} {
+	for _, root := range []string{"/var/lib/kubelet", "/var/lib/cni/networks/h8s", "/etc/cni", "/etc/h8s", "/opt/cni", "/var/log/pods", "/var/log/containers", "/run/h8s-shim"} {
 		_ = filepath.WalkDir(root, func(path string, _ fs.DirEntry, err error) error {
 			if err == nil {
 				add("file", path)

@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"os"
 	"os/exec"
 	"strings"
 	"testing"
@@ -248,7 +249,7 @@ func (n *node) portTaken(t *testing.T) {
 	if !errors.As(err, &exit) || exit.ExitCode() != 12 {
 		t.Errorf("exit: %v", err)
 	}
-	for _, want := range []string{"H8S_PORT_IN_USE", "in use by cluster.test (pid ", "--api-port"} {
+	for _, want := range []string{"H8S_PORT_IN_USE", fmt.Sprintf("(pid %d)", os.Getpid()), "--api-port"} {
 		if !strings.Contains(text, want) {
 			t.Errorf("no %q in:\n%s", want, text)
 		}

@@ -135,6 +135,8 @@ func kernelFeatures() map[string]bool {
 	return map[string]bool{
 		"seccomp": has("/proc/sys/kernel/seccomp/actions_avail"),
 		"swap":    has(cgroupRoot + "/pod/memory.swap.max"),
+		// The kernel's half; the scratch disk's template is the other.
+		"project-quota": has("/proc/sys/fs/quota"),
 	}
 }
 
@@ -144,12 +146,12 @@ func helloResponse(version string, features map[string]bool) *api.HelloResponse 
 	if unix.Uname(&uts) == nil {
 		out.KernelRelease = unix.ByteSliceToString(uts.Release[:])
 	}
-	for _, f := range []string{"seccomp", "swap"} {
+	for _, f := range []string{"seccomp", "swap", "project-quota"} {
 		if features[f] {
 			out.Features = append(out.Features, f)
 		}
 	}
-	out.Features = append(out.Features, "shared-pid-namespace", "project-quota", "reattach-streams")
+	out.Features = append(out.Features, "shared-pid-namespace", "reattach-streams")
 	return out
 }
 

@@ -80,7 +80,7 @@ func (c *Container) create(ctx context.Context, in *hyperstart.CreateRequest) (u
 		streams.Close()
 		return 0, classify(err)
 	}
-	p := c.adopt("", cp, streams)
+	p := c.adopt(cp, streams)
 	// Only a convenience for OOM kills of children: an exit looks at the count itself.
 	_ = c.m.cfg.OOM.Watch(c.group, c.checkOOM)
 	return uint32(p.pid), nil

@@ -62,10 +62,10 @@ func (c *Container) takeProcesses() []*process {
 }
 
 // adopt makes crun's process the init of the container.
-func (c *Container) adopt(id string, cp *crun.Process, streams *stdio.IO) *process {
-	p := &process{id: id, streams: streams, done: make(chan struct{})}
+func (c *Container) adopt(cp *crun.Process, streams *stdio.IO) *process {
+	p := &process{streams: streams, done: make(chan struct{}), pidfd: -1}
 	c.mu.Lock()
-	c.procs[id] = p
+	c.procs[""] = p
 	c.mu.Unlock()
 	c.run(p, cp)
 	return p
@@ -244,9 +244,7 @@ func classify(err error) error {
 		return err
 	}
 	switch {
-	case strings.Contains(e.Message, "executable file"), strings.Contains(e.Message, "No such file or directory"):
-		return fmt.Errorf("%w: %w", err, errdefs.ErrNotFound)
-	case strings.Contains(e.Message, "does not exist"):
+	case strings.Contains(e.Message, "executable file"), strings.Contains(e.Message, "does not exist"):
 		return fmt.Errorf("%w: %w", err, errdefs.ErrNotFound)
 	}
 	return err

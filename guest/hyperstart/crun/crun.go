@@ -18,6 +18,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/containerd/errdefs"
+
 	"github.com/hypernetes/hypernetes/guest/hyperstart/reaper"
 )
 
@@ -64,9 +66,30 @@ func (r *Runtime) Exec(ctx context.Context, id string, process []byte, stdio [3]
 	})
 }
 
-// Start lets the created container run its program.
+// Start lets the created container run its program. It does itself what `crun start`
+// does to a container without hooks, a byte into the FIFO its init waits on: a process
+// less, which under software emulation is 150 ms of a Pod's start.
 func (r *Runtime) Start(ctx context.Context, id string) error {
-	return r.run(ctx, [3]*os.File{}, "start", id)
+	fifo := filepath.Join(r.Root, id, "exec.fifo")
+	fd, err := unix.Open(fifo, unix.O_WRONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	switch err {
+	case nil:
+	case unix.ENOENT:
+		return r.run(ctx, [3]*os.File{}, "start", id)
+	case unix.ENXIO:
+		return fmt.Errorf("start container: its init has died: %w", errdefs.ErrFailedPrecondition)
+	default:
+		return fmt.Errorf("start container: %w", err)
+	}
+	defer unix.Close(fd)
+	// First, as crun does: the FIFO's absence is how it knows a started container.
+	if err := unix.Unlink(fifo); err != nil {
+		return fmt.Errorf("start container: %w", err)
+	}
+	if _, err := unix.Write(fd, []byte{0}); err != nil {
+		return fmt.Errorf("start container: %w", err)
+	}
+	return nil
 }
 
 // Update changes the resources (OCI LinuxResources JSON) of a container.
@@ -150,7 +173,7 @@ func (r *Runtime) run(ctx context.Context, stdio [3]*os.File, args ...string) er
 	argv := append([]string{r.Path, "--root", r.Root, "--cgroup-manager", "cgroupfs",
 		"--log", log, "--log-format", "json"}, args...)
 	pid, done, err := r.Reaper.Start(r.Path, argv, &syscall.ProcAttr{
-		Env:   []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LD_BIND_NOW="},
+		Env:   []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin"},
 		Files: files,
 		Sys:   &syscall.SysProcAttr{Setsid: true},
 	})

@@ -101,6 +101,12 @@ func TestPlain(t *testing.T) {
 		t.Fatal("a plain tree is not written in place")
 	}
 	single := New(filepath.Join(base, "f"))
+	for range 2 { // announced, then brought, then announced again
+		if err := single.Reserve(tree("")); err != nil {
+			t.Fatal(err)
+		}
+		put(t, single, tree("", file("", "0123456789")), false)
+	}
 	put(t, single, tree("", file("", "0123456789")), false)
 	b, size, err := single.ReadTail("", 4)
 	if err != nil || string(b) != "6789" || size != 10 {

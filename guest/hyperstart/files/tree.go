@@ -51,6 +51,22 @@ func (t *Tree) Put(in *hyperstart.FileTree, more bool) error {
 	return err
 }
 
+// Reserve makes the tree's directory, empty, so that it can be mounted before its
+// content has come. A tree that is there is left alone.
+func (t *Tree) Reserve(in *hyperstart.FileTree) error {
+	if in == nil {
+		return fmt.Errorf("file tree is missing: %w", errdefs.ErrInvalidArgument)
+	}
+	if _, err := os.Lstat(t.path); err == nil {
+		return nil
+	}
+	root, err := t.open(in)
+	if err != nil {
+		return err
+	}
+	return root.Close()
+}
+
 func (t *Tree) put(in *hyperstart.FileTree, more bool) error {
 	first := t.part == nil
 	if !first && t.part.version != in.Version {
@@ -105,6 +121,12 @@ func (t *Tree) putSingle(in *hyperstart.FileTree) error {
 		return fmt.Errorf("open file tree: %w", err)
 	}
 	defer root.Close()
+	// A reserved tree is an empty directory until its kind is known.
+	if info, err := root.Lstat(name); err == nil && info.IsDir() {
+		if err := root.Remove(name); err != nil {
+			return fmt.Errorf("replace reserved directory: %w", err)
+		}
+	}
 	return writeFile(root, name, in.Files[0])
 }
 

@@ -2,6 +2,7 @@ package guesttest
 
 import (
 	"bufio"
+	"context"
 	"encoding/json"
 	"io"
 	"net"
@@ -82,20 +83,28 @@ func newGuest(t *testing.T) *guest {
 	})
 	check(t, err)
 	t.Logf("configured in %v", time.Since(before).Round(time.Millisecond))
-	g := &guest{vm: v, events: make(chan *hyperstart.Event, 100)}
-	stream, err := v.sbxC.Events(t.Context(), &hyperstart.EventsRequest{})
+	g := &guest{vm: v}
+	g.follow(t, 0)
+	return g
+}
+
+// follow reads events above after until the channel goes.
+func (g *guest) follow(t *testing.T, after uint64) {
+	t.Helper()
+	stream, err := g.sbxC.Events(context.Background(), &hyperstart.EventsRequest{After: after})
 	check(t, err)
-	go func() {
+	events := make(chan *hyperstart.Event, 2000)
+	g.events = events
+	go func() { // ends with the channel
+		defer close(events)
 		for {
 			e, err := stream.Recv()
 			if err != nil {
-				close(g.events)
 				return
 			}
-			g.events <- e
+			events <- e
 		}
 	}()
-	return g
 }
 
 // next waits for the next event.
@@ -196,6 +205,7 @@ func TestGuest(t *testing.T) {
 		{"dial", (*guest).testDial},
 		{"hotplug", (*guest).testHotplug},
 		{"backpressure", (*guest).testBackpressure},
+		{"reconnect", (*guest).testReconnect},
 		{"shutdown", (*guest).testShutdown},
 	} {
 		if !t.Run(c.name, func(t *testing.T) {
@@ -391,6 +401,8 @@ func (g *guest) testVolumes() {
 	}
 	g.sleeper("vol", func(in *hyperstart.CreateRequest) {
 		in.Volumes = []*hyperstart.Volume{
+			{Name: "cm", Kind: &hyperstart.Volume_Files{Files: &hyperstart.FileTree{Version: "..v1"}}},
+			{Name: "late", Kind: &hyperstart.Volume_Files{Files: &hyperstart.FileTree{Version: "..v1"}}},
 			{Name: "disk", Kind: &hyperstart.Volume_EmptyDir{EmptyDir: &hyperstart.EmptyDir{SizeLimit: 4 << 20, Mode: 0o2770, Gid: 2000}}},
 			{Name: "mem", Kind: &hyperstart.Volume_EmptyDir{EmptyDir: &hyperstart.EmptyDir{Memory: true, SizeLimit: 1 << 20}}},
 			{Name: "log", Kind: &hyperstart.Volume_Files{Files: &hyperstart.FileTree{Files: []*hyperstart.File{{Path: "", Mode: 0o666}}}}},
@@ -399,13 +411,17 @@ func (g *guest) testVolumes() {
 			bind("disk", "/disk")(s)
 			bind("mem", "/mem")(s)
 			bind("cm", "/cm")(s)
+			bind("late", "/late")(s)
 			bind("log", "/dev/termination-log")(s)
 		}, "sh", "-c", "echo ready; sleep 1000")
 	})
-	text := g.exec("vol", "q", 0, false, "sh", "-c", `cat /cm/a; echo; ls -ldn /disk
+	_, err := g.sbxC.PutFiles(g.ctx(), &hyperstart.PutFilesRequest{Volume: "late", Tree: &hyperstart.FileTree{Version: "..v1",
+		Files: []*hyperstart.File{{Path: "l", Data: []byte("late\n")}}}})
+	check(g.t, err)
+	text := g.exec("vol", "q", 0, false, "sh", "-c", `cat /cm/a; echo; cat /late/l; ls -ldn /disk
 dd if=/dev/zero of=/disk/f bs=1M count=8 2>&1; dd if=/dev/zero of=/mem/f bs=64k count=100 2>&1; ls -l /disk/f /mem/f; echo done > /dev/termination-log
 echo x > /file; true`)
-	contains(g.t, text, "one\n", "drwxrws--- ", " 2000 ", "1048576", "1048576")
+	contains(g.t, text, "one\n", "late\n", "drwxrws--- ", " 2000 ", "1048576", "1048576")
 	if !strings.Contains(text, "quota exceeded") && !strings.Contains(text, "No space left") || strings.Contains(text, " 8388608 ") {
 		g.t.Errorf("quota did not hold:\n%s", text)
 	}
@@ -528,6 +544,31 @@ func (g *guest) testBackpressure() {
 	}
 	g.exit("bp", "", 0)
 	g.delete("bp", "", 0)
+}
+
+// testReconnect loses the channel, as when the shim is replaced, and finds everything
+// as it was.
+func (g *guest) testReconnect() {
+	g.sleeper("stay", nil)
+	check(g.t, g.host.Close())
+	g.connect()
+	out := g.stdio("stay", "", 1) // the process's output goes here now
+	g.follow(g.t, 0)
+	first := g.next()
+	if first.Seq != 1 {
+		g.t.Errorf("replay begins with %v", first)
+	}
+	last := first
+	g.signal("stay", 15, false)
+	for last.GetExit().GetContainerId() != "stay" {
+		e := g.next()
+		if e.Seq != last.Seq+1 {
+			g.t.Fatalf("event %d after %d", e.Seq, last.Seq)
+		}
+		last = e
+	}
+	readAll(g.t, out)
+	g.delete("stay", "", 0)
 }
 
 func (g *guest) testShutdown() {

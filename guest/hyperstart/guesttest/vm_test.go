@@ -15,8 +15,6 @@ import (
 	"testing"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/containerd/ttrpc"
 
 	hyperstart "github.com/hypernetes/hypernetes/api/hyperstart/v1"
@@ -54,6 +52,7 @@ type vm struct {
 	ctrs    hyperstart.ContainersService
 	exited  chan struct{}
 	console *lockedBuffer
+	port    string
 }
 
 type lockedBuffer struct {
@@ -116,20 +115,14 @@ type disk struct {
 func boot(t *testing.T, disks ...disk) *vm {
 	t.Helper()
 	kernel, initrd, extra := build(t)
-	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
-	check(t, err)
-	ours := os.NewFile(uintptr(fds[0]), "channel")
-	theirs := os.NewFile(uintptr(fds[1]), "channel")
-	conn, err := net.FileConn(ours)
-	check(t, err)
-	ours.Close()
-	sock := filepath.Join(t.TempDir(), "qmp")
+	dir := t.TempDir()
+	sock, port := filepath.Join(dir, "qmp"), filepath.Join(dir, "channel")
 	args := []string{
 		"-M", "q35,sata=off,smbus=off,usb=off,hpet=off,vmport=off", "-accel", "tcg,thread=multi", "-cpu", "max", "-m", "256",
 		"-nodefaults", "-no-user-config", "-nographic", "-no-reboot", "-serial", "stdio",
 		"-kernel", kernel, "-initrd", initrd,
 		"-append", "console=ttyS0 quiet panic=-1 reboot=t " + extra,
-		"-device", "virtio-serial-pci,max_ports=2", "-chardev", "socket,id=ch0,fd=3",
+		"-device", "virtio-serial-pci,max_ports=2", "-chardev", "socket,id=ch0,path=" + port + ",server=on,wait=off",
 		"-device", "virtserialport,chardev=ch0,name=" + channel.PortName,
 		"-device", "virtio-scsi-pci,id=scsi0", "-device", "virtio-rng-pci",
 		"-qmp", "unix:" + sock + ",server=on,wait=off",
@@ -138,20 +131,15 @@ func boot(t *testing.T, disks ...disk) *vm {
 		args = append(args, "-blockdev", fmt.Sprintf("driver=raw,node-name=d%d,read-only=%s,discard=unmap,file.driver=file,file.filename=%s", i, onOff(d.readOnly), d.path),
 			"-device", fmt.Sprintf("scsi-hd,bus=scsi0.0,drive=d%d,serial=%s", i, d.serial))
 	}
-	v := &vm{t: t, exited: make(chan struct{}), console: &lockedBuffer{}}
+	v := &vm{t: t, port: port, exited: make(chan struct{}), console: &lockedBuffer{}}
 	v.cmd = exec.Command("/usr/bin/qemu-system-x86_64", args...)
-	v.cmd.ExtraFiles = []*os.File{theirs}
 	v.cmd.Stdout, v.cmd.Stderr = v.console, v.console
 	check(t, v.cmd.Start())
-	theirs.Close()
 	go func() {
 		_ = v.cmd.Wait()
 		close(v.exited)
 	}()
 	t.Cleanup(v.close)
-	if v.host, err = channel.NewHost(conn); err != nil {
-		t.Fatal(err)
-	}
 	v.connect()
 	v.qmp = dialQMP(t, sock)
 	return v
@@ -175,7 +163,12 @@ func (v *vm) close() {
 	}
 }
 
+// connect opens the channel, as often as it was closed.
 func (v *vm) connect() {
+	v.t.Helper()
+	var err error
+	v.host, err = channel.NewHost(dialUnix(v.t, v.port))
+	check(v.t, err)
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 	defer cancel()
 	conn, err := v.host.Open(ctx, &hyperstart.StreamHeader{Kind: &hyperstart.StreamHeader_Rpc{Rpc: true}})
@@ -205,6 +198,20 @@ func (v *vm) ctx() context.Context {
 	return ctx
 }
 
+// dialUnix connects to a socket QEMU is about to make.
+func dialUnix(t *testing.T, path string) net.Conn {
+	t.Helper()
+	for end := time.Now().Add(30 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+		conn, err := net.Dial("unix", path)
+		if err == nil {
+			return conn
+		}
+		if time.Now().After(end) {
+			t.Fatalf("QEMU's socket: %v", err)
+		}
+	}
+}
+
 // qmp is the least of QEMU's monitor protocol.
 type qmp struct {
 	conn net.Conn
@@ -213,8 +220,7 @@ type qmp struct {
 
 func dialQMP(t *testing.T, path string) *qmp {
 	t.Helper()
-	conn, err := net.Dial("unix", path)
-	check(t, err)
+	conn := dialUnix(t, path)
 	t.Cleanup(func() { conn.Close() })
 	q := &qmp{conn: conn, dec: json.NewDecoder(conn)}
 	var greeting any

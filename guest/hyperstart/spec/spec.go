@@ -130,6 +130,7 @@ func fitResources(r *specs.LinuxResources, swap bool) *specs.LinuxResources {
 		r.CPU.RealtimePeriod, r.CPU.RealtimeRuntime = nil, nil
 	}
 	if m := r.Memory; m != nil {
+		//lint:ignore SA1019 a deprecated wish is dropped, not made
 		m.Kernel, m.KernelTCP, m.Swappiness, m.DisableOOMKiller, m.UseHierarchy = nil, nil, nil, nil, nil
 		if !swap {
 			m.Swap = nil

@@ -86,7 +86,13 @@ func (s *Set) Ensure(v *hyperstart.Volume) error {
 	case *hyperstart.Volume_EmptyDir:
 		err = s.emptyDir(e, v.GetName(), k.EmptyDir)
 	case *hyperstart.Volume_Files:
-		err = put(e, k.Files, false)
+		if len(k.Files.GetFiles()) == 0 {
+			// Only announced: PutFiles brings the content, whatever comes first.
+			e.tree = files.New(e.path)
+			err = e.tree.Reserve(k.Files)
+		} else {
+			err = put(e, k.Files, false)
+		}
 	default:
 		err = fmt.Errorf("kind is missing: %w", errdefs.ErrInvalidArgument)
 	}

@@ -6,12 +6,14 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
 	"syscall"
 	"time"
 
 	"github.com/containerd/errdefs"
+	"github.com/containerd/log"
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
@@ -205,6 +207,12 @@ func spawn(ctx context.Context, l layout.Node, s settings.Node, report func(stat
 	}
 	if err != nil {
 		return last, becausef("H8S_START_FAILED", "%w; its log is %s", err, l.Log("h8s"))
+	}
+	if _, err := os.Stat(l.StatusSocket()); last.Kind == status.Fail && errors.Is(err, fs.ErrNotExist) {
+		// It told its failure as its last act and is about to end.
+		if err := daemon.Wait(); err != nil {
+			log.G(ctx).WithError(err).Debug("daemon ended")
+		}
 	}
 	return last, nil
 }

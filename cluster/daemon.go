@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"strings"
 	"sync"
 	"time"
 
@@ -94,6 +95,7 @@ func lockNode(l layout.Node) (*os.File, error) {
 // that a service manager may restart h8s under running workloads.
 func (d *Daemon) Run(ctx context.Context, report func(status.Event)) error {
 	defer d.lock.Close()
+	farewell := func() {}
 	log.G(ctx).WithField("node", d.input.Node.Name).Info("starting")
 	serveCtx, endServe := context.WithCancel(context.WithoutCancel(ctx))
 	served := make(chan error, 1)
@@ -106,6 +108,7 @@ func (d *Daemon) Run(ctx context.Context, report func(status.Event)) error {
 		_ = os.Remove(d.input.Node.StatusSocket())
 		_ = os.Remove(d.input.Node.RunPath("lock"))
 		removeIfEmpty(d.input.Node.Run, layout.RunRoot)
+		farewell()
 	}()
 
 	startCtx, cancelStart := context.WithTimeout(ctx, readyTimeout)
@@ -126,7 +129,14 @@ func (d *Daemon) Run(ctx context.Context, report func(status.Event)) error {
 		report(e)
 	})
 	if err != nil {
-		return d.startFailed(ctx, err, report)
+		last, stays := d.startFailed(ctx, err)
+		if stays {
+			report(last)
+			return d.serve(ctx)
+		}
+		// Whoever reads it may rely on nothing being left.
+		farewell = func() { report(last) }
+		return err
 	}
 	d.set(status.Running, nil)
 	d.mu.Lock()
@@ -136,20 +146,19 @@ func (d *Daemon) Run(ctx context.Context, report func(status.Event)) error {
 	return d.serve(ctx)
 }
 
-// startFailed reports a failed start. What runs by then stays for inspection when a
-// component is to blame, and goes when nothing was started yet.
-func (d *Daemon) startFailed(ctx context.Context, err error, report func(status.Event)) error {
+// startFailed settles a failed start and returns the event that tells of it. What
+// runs by then stays for inspection when a component is to blame, and goes when no
+// component was started yet.
+func (d *Daemon) startFailed(ctx context.Context, err error) (last status.Event, stays bool) {
 	log.G(ctx).WithError(err).Error("start failed")
 	d.set(status.Failed, err)
 	d.mu.Lock()
-	started := d.sup != nil
+	stays = d.sup != nil
 	d.mu.Unlock()
-	report(status.Event{Kind: status.Fail, Message: err.Error(), Reason: ReasonOf(err)})
-	if !started {
+	if !stays {
 		d.Down(ctx, false, func(status.Event) {})
-		return err
 	}
-	return d.serve(ctx)
+	return status.Event{Kind: status.Fail, Message: err.Error(), Reason: ReasonOf(err)}, stays
 }
 
 func (d *Daemon) serve(ctx context.Context) error {
@@ -341,7 +350,7 @@ func ReasonOf(err error) string {
 	switch {
 	case errors.As(err, &port):
 		return "H8S_PORT_IN_USE"
-	case errors.Is(err, unix.ENOSPC):
+	case errors.Is(err, unix.ENOSPC) || strings.Contains(err.Error(), unix.ENOSPC.Error()): // also in a component's last words
 		return "H8S_DISK_FULL"
 	case errors.Is(err, unix.EPERM) || errors.Is(err, unix.EACCES):
 		return "H8S_PERMISSION"

@@ -1,18 +1,16 @@
 package cluster
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
-	"os/exec"
-	"strings"
 	"sync"
 
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/hypernetes/hypernetes/cluster/image"
 	"github.com/hypernetes/hypernetes/cluster/layout"
 )
 
@@ -28,17 +26,11 @@ func (i images) Has(ctx context.Context, tag string) (bool, error) {
 	return err == nil && resp.Image != nil, err
 }
 
-// Import lets ctr import and unpack an archive: the client library would bring half
-// of containerd into h8s.
+// Import loads an archive as `h8s image load` does.
 func (i images) Import(ctx context.Context, archive string) error {
-	cmd := exec.CommandContext(ctx, i.artifacts.Bin("containerd"))
-	cmd.Args = []string{"ctr", "--address", i.node.ContainerdSocket(), "--namespace", "k8s.io", "images", "import", "--snapshotter", "erofs", archive}
-	var stderr bytes.Buffer
-	cmd.Stderr = &stderr
-	if err := cmd.Run(); err != nil {
-		return fmt.Errorf("%w: %s", err, strings.TrimSpace(stderr.String()))
-	}
-	return nil
+	store := image.Store{Socket: i.node.ContainerdSocket(), Containerd: i.artifacts.Bin("containerd"), Snapshotter: "erofs"}
+	_, err := store.Load(ctx, archive)
+	return err
 }
 
 // drain stops and removes every Pod sandbox through CRI, so that virtual machines

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strings"
 	"time"
 
 	"github.com/containerd/log"
@@ -54,9 +55,14 @@ func (d *Daemon) startComponents(ctx context.Context, components []component.Com
 	}
 	go func() { imported <- d.importImages(ctx, archives, report) }()
 	boot := make(chan error, 1)
-	go func() { boot <- d.bootstrap(ctx, archives, report) }()
+	bootCtx, endBoot := context.WithCancel(ctx)
+	defer endBoot()
+	go func() { boot <- d.bootstrap(bootCtx, archives, report) }()
 
 	err = sup.Start(ctx)
+	if err != nil {
+		endBoot()
+	}
 	bootErr := <-boot
 	if err == nil {
 		err = bootErr
@@ -146,8 +152,8 @@ type kubeNode struct {
 			Type, Status, Message string
 			LastHeartbeatTime     time.Time
 		}
-		Capacity   map[string]string
-		NodeInfo   struct{ KubeletVersion string }
+		Capacity map[string]string
+		NodeInfo struct{ KubeletVersion string }
 	}
 }
 
@@ -200,7 +206,10 @@ func (d *Daemon) importImages(ctx context.Context, archives []preload.Archive, r
 	n, err := preload.Import(ctx, images{d.input.Artifacts, d.input.Node, conn}, archives, d.input.Node.StatePath("images.json"))
 	e := status.Event{Kind: status.Step, Name: "images", Seconds: time.Since(began).Seconds(), Message: fmt.Sprintf("%d imported, %d present", n, len(archives)-n)}
 	if err != nil {
-		e.Kind, e.Message = status.Warn, err.Error()
+		first, rest, more := strings.Cut(err.Error(), "\n")
+		if e.Kind, e.Message = status.Warn, first; more {
+			e.Message = fmt.Sprintf("%s (and %d more, see h8s logs)", first, strings.Count(rest, "\n")+1)
+		}
 	}
 	report(e)
 	return err

@@ -84,7 +84,7 @@ func (c *Client) Status(ctx context.Context) (Node, error) {
 		return n, err
 	}
 	defer resp.Body.Close()
-	return n, json.NewDecoder(resp.Body).Decode(&n)
+	return n, gone(json.NewDecoder(resp.Body).Decode(&n))
 }
 
 // Down asks the daemon to stop the node and passes its progress on. It returns the
@@ -104,10 +104,18 @@ func (c *Client) do(ctx context.Context, method, path string) (*http.Response, e
 		return nil, err
 	}
 	resp, err := c.http.Do(req)
-	if errors.Is(err, unix.ECONNREFUSED) || errors.Is(err, unix.ENOENT) {
-		return nil, fmt.Errorf("the node's daemon is not running: %w", errdefs.ErrUnavailable)
+	return resp, gone(err)
+}
+
+// gone turns the errors of talking to a daemon that is not there, or died while it
+// answered, into errdefs.ErrUnavailable.
+func gone(err error) error {
+	for _, sign := range []error{unix.ECONNREFUSED, unix.ENOENT, unix.ECONNRESET, unix.EPIPE, io.EOF, io.ErrUnexpectedEOF} {
+		if errors.Is(err, sign) {
+			return fmt.Errorf("the node's daemon is not running: %w", errdefs.ErrUnavailable)
+		}
 	}
-	return resp, err
+	return err
 }
 
 // ReadEvents reads a stream of events up to the Done or Fail that ends it.

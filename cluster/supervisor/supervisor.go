@@ -104,6 +104,8 @@ type Supervisor struct {
 	launcher   Launcher
 	files      Files
 	components []*component
+	// failing gets the first component that is failing before it was ever ready.
+	failing chan *component
 	// OnReady is called once per component when it is ready for the first time.
 	OnReady func(name string, took time.Duration, adopted bool)
 }
@@ -111,7 +113,7 @@ type Supervisor struct {
 // New prepares components without starting any. It fails with
 // errdefs.ErrInvalidArgument when After names an unknown or later component.
 func New(launcher Launcher, files Files, specs []Spec) (*Supervisor, error) {
-	s := &Supervisor{launcher: launcher, files: files}
+	s := &Supervisor{launcher: launcher, files: files, failing: make(chan *component, 1)}
 	for _, spec := range specs {
 		c := &component{spec: spec, sup: s, firstReady: make(chan struct{})}
 		c.set(Pending, nil)
@@ -129,7 +131,9 @@ func New(launcher Launcher, files Files, specs []Spec) (*Supervisor, error) {
 }
 
 // Start starts every component after those it depends on and returns when all have
-// been ready once or ctx ends. Components stay supervised in either case.
+// been ready once, ctx ends, or a component that was never ready keeps failing: then
+// its last words say more than the end of patience would. Components stay supervised
+// in any case.
 func (s *Supervisor) Start(ctx context.Context) error {
 	for _, c := range s.components {
 		c.run(context.WithoutCancel(ctx))
@@ -139,6 +143,8 @@ func (s *Supervisor) Start(ctx context.Context) error {
 		case <-c.firstReady:
 		case <-ctx.Done():
 			return fmt.Errorf("%s is not ready: %w", c.spec.Name, errors.Join(ctx.Err(), c.lastErr()))
+		case bad := <-s.failing:
+			return fmt.Errorf("%s keeps failing: %w", bad.spec.Name, bad.lastErr())
 		}
 	}
 	return nil
@@ -277,6 +283,7 @@ func (c *component) loop(ctx context.Context) {
 		}
 		log.G(ctx).WithError(err).WithField("after", delay).Warn("component ended; respawning")
 		c.set(c.backoffState(), err)
+		c.tellFailing()
 		select {
 		case <-time.After(delay):
 		case <-ctx.Done():
@@ -286,6 +293,24 @@ func (c *component) loop(ctx context.Context) {
 		c.mu.Lock()
 		c.status.Restarts++
 		c.mu.Unlock()
+	}
+}
+
+// tellFailing tells Start about a component that will not become ready.
+func (c *component) tellFailing() {
+	c.mu.Lock()
+	failing := c.status.State == Failing
+	c.mu.Unlock()
+	select {
+	case <-c.firstReady:
+		return
+	default:
+	}
+	if failing {
+		select {
+		case c.sup.failing <- c:
+		default: // Start needs only one
+		}
 	}
 }
 

@@ -1,0 +1,149 @@
+package component
+
+import (
+	"flag"
+	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/pelletier/go-toml/v2"
+	"sigs.k8s.io/yaml"
+
+	"github.com/hypernetes/hypernetes/cluster/layout"
+	"github.com/hypernetes/hypernetes/cluster/settings"
+)
+
+var update = flag.Bool("update", false, "write the golden files anew")
+
+func input(t *testing.T) Input {
+	t.Helper()
+	n, err := layout.NewNode("blue")
+	if err != nil {
+		t.Fatal(err)
+	}
+	a := layout.Artifacts{Root: "/opt/h8s"}
+	return Input{
+		Artifacts: a, Node: n, CgroupV1: true, Proxy: "http://127.0.0.1:3128", Path: SearchPath(a),
+		Settings: settings.Node{Name: "blue", APIPort: 6443, NodeIP: settings.IsolatedIP},
+	}
+}
+
+// TestGolden renders every component to one file each, for review by eye.
+func TestGolden(t *testing.T) {
+	for _, c := range All(input(t)) {
+		t.Run(c.Name, func(t *testing.T) {
+			var b strings.Builder
+			fmt.Fprintf(&b, "path %s\nafter %s\nenv\n  %s\nargs\n  %s\n", c.Path, c.After, strings.Join(c.Env, "\n  "), strings.Join(c.Args, "\n  "))
+			for _, path := range slices.Sorted(maps.Keys(c.Files)) {
+				fmt.Fprintf(&b, "file %s\n%s\n", path, c.Files[path])
+			}
+			golden(t, c.Name, b.String())
+		})
+	}
+	golden(t, "cni", CNIConfig())
+	golden(t, "hyper", HyperConfig(input(t)))
+}
+
+func golden(t *testing.T, name, got string) {
+	t.Helper()
+	path := filepath.Join("testdata", name+".golden")
+	if *update {
+		if err := os.WriteFile(path, []byte(got), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(string(want), got); diff != "" {
+		t.Errorf("%s (go test -update writes it anew):\n%s", path, diff)
+	}
+}
+
+func TestRuntimeOnlyHasNoKubernetes(t *testing.T) {
+	in := input(t)
+	in.Settings.RuntimeOnly = true
+	all := All(in)
+	if len(all) != 1 || all[0].Name != "containerd" || len(all[0].After) != 0 {
+		t.Errorf("components: %+v", all)
+	}
+}
+
+func TestCgroupV1(t *testing.T) {
+	in := input(t)
+	in.CgroupV1 = false
+	var config map[string]any
+	if err := yaml.Unmarshal([]byte(kubelet(in).Files[in.Node.Config("kubelet.yaml")]), &config); err != nil {
+		t.Fatal(err)
+	}
+	if v, ok := config["failCgroupV1"]; ok {
+		t.Errorf("failCgroupV1 is set to %v on a host with version 2", v)
+	}
+}
+
+// TestDependencies checks that components only wait for earlier ones, and that what
+// they are told to read is written by someone.
+func TestDependencies(t *testing.T) {
+	in := input(t)
+	seen := map[string]bool{}
+	certificates := map[string]bool{"encryption.yaml": true}
+	for _, l := range Leaves(in) {
+		if certificates[l.File+".crt"] {
+			t.Errorf("two certificates called %s", l.File)
+		}
+		certificates[l.File+".crt"], certificates[l.File+".key"] = true, true
+	}
+	for _, name := range Authorities() {
+		certificates[name+".crt"], certificates[name+".key"] = true, true
+	}
+	for _, name := range SigningKeys() {
+		certificates[name+".pub"], certificates[name+".key"] = true, true
+	}
+	for _, c := range All(in) {
+		for _, dep := range c.After {
+			if !seen[dep] {
+				t.Errorf("%s starts after %s, which is not before it", c.Name, dep)
+			}
+		}
+		seen[c.Name] = true
+		texts := slices.Concat(c.Args, slices.Collect(maps.Values(c.Files)))
+		for _, text := range texts {
+			for _, word := range strings.FieldsFunc(text, func(r rune) bool { return strings.ContainsRune(" \n=\"',", r) }) {
+				if name, ok := strings.CutPrefix(word, in.Node.StatePath("pki")+"/"); ok && !certificates[name] {
+					t.Errorf("%s reads %s, which nobody writes", c.Name, word)
+				}
+			}
+		}
+	}
+}
+
+func TestContainerdConfigIsTOML(t *testing.T) {
+	var config map[string]any
+	if err := toml.Unmarshal([]byte(containerdConfig(input(t))), &config); err != nil {
+		t.Fatal(err)
+	}
+	if err := toml.Unmarshal([]byte(HyperConfig(input(t))), &config); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestEncryption(t *testing.T) {
+	var config struct {
+		Resources []struct {
+			Resources []string
+			Providers []map[string]any
+		}
+	}
+	if err := yaml.Unmarshal([]byte(Encryption("a2V5")), &config); err != nil {
+		t.Fatal(err)
+	}
+	if r := config.Resources; len(r) != 1 || r[0].Resources[0] != "secrets" || r[0].Providers[0]["secretbox"] == nil || r[0].Providers[1]["identity"] == nil {
+		t.Errorf("%+v", config)
+	}
+}

@@ -1,0 +1,54 @@
+package settings
+
+import (
+	"path/filepath"
+	"testing"
+
+	"github.com/containerd/errdefs"
+	"github.com/google/go-cmp/cmp"
+)
+
+func TestParsePublish(t *testing.T) {
+	for in, want := range map[string]Publish{"8001": {8001, 8001}, "80:30080": {80, 30080}} {
+		if got, err := ParsePublish(in); err != nil || got != want {
+			t.Errorf("%q: %v %v", in, got, err)
+		}
+	}
+	for _, in := range []string{"", "x", "0", "65536", "1:", ":1", "1:2:3", "-1", "80:http"} {
+		if _, err := ParsePublish(in); !errdefs.IsInvalidArgument(err) {
+			t.Errorf("%q: %v", in, err)
+		}
+	}
+}
+
+func TestValidate(t *testing.T) {
+	ok := Node{Name: "a", APIPort: 6443, Publish: []Publish{{8001, 8001}}, NodeIP: IsolatedIP}
+	if err := ok.Validate(); err != nil {
+		t.Error(err)
+	}
+	for name, bad := range map[string]Node{
+		"port":        {APIPort: 0},
+		"same twice":  {APIPort: 6443, Publish: []Publish{{1, 1}, {1, 2}}},
+		"api as port": {APIPort: 6443, Publish: []Publish{{6443, 1}}},
+		"egress":      {APIPort: 6443, Egress: true, HostNetwork: true},
+	} {
+		if err := bad.Validate(); !errdefs.IsInvalidArgument(err) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+func TestSaveLoad(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "sub", "node.json")
+	if _, err := Load(path); !errdefs.IsNotFound(err) {
+		t.Errorf("absent: %v", err)
+	}
+	want := Node{Name: "a", APIPort: 7, Publish: []Publish{{1, 2}}, Egress: true, NodeIP: "10.0.0.1"}
+	if err := want.Save(path); err != nil {
+		t.Fatal(err)
+	}
+	got, err := Load(path)
+	if err != nil || !cmp.Equal(got, want) {
+		t.Errorf("%v %v", got, err)
+	}
+}

@@ -1,0 +1,241 @@
+package supervisor
+
+import (
+	"context"
+	"errors"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+
+	"github.com/hypernetes/hypernetes/cluster/node"
+)
+
+// here starts components as ordinary children and remembers the order.
+type here struct {
+	mu      sync.Mutex
+	started []string
+}
+
+func (h *here) Start(cmd *exec.Cmd, component string) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.started = append(h.started, component)
+	return cmd.Start()
+}
+
+func files(dir string) Files {
+	return Files{
+		Log:    func(c string) string { return filepath.Join(dir, c+".log") },
+		Record: func(c string) string { return filepath.Join(dir, c+".json") },
+	}
+}
+
+// shell is a component that runs a script and is ready at once.
+func shell(name, script string, after ...string) Spec {
+	return Spec{
+		Name: name, Path: "/bin/sh", Args: []string{name, "-c", script}, Env: []string{"PATH=/usr/bin:/bin"}, After: after,
+		Ready: func(context.Context) error { return nil }, StopTimeout: 2 * time.Second,
+	}
+}
+
+const forever = "exec sleep 1000"
+
+func start(t *testing.T, dir string, l Launcher, specs ...Spec) *Supervisor {
+	t.Helper()
+	s, err := New(l, files(dir), specs)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { s.Stop() })
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	if err := s.Start(ctx); err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+func of(s *Supervisor, name string) Status {
+	for _, st := range s.Status() {
+		if st.Name == name {
+			return st
+		}
+	}
+	return Status{}
+}
+
+// await waits for a component's state to satisfy ok.
+func await(t *testing.T, s *Supervisor, name string, ok func(Status) bool) Status {
+	t.Helper()
+	deadline, tick := time.After(20*time.Second), time.NewTicker(10*time.Millisecond)
+	defer tick.Stop()
+	for {
+		if st := of(s, name); ok(st) {
+			return st
+		}
+		select {
+		case <-deadline:
+			t.Fatalf("%s stays %+v", name, of(s, name))
+		case <-tick.C:
+		}
+	}
+}
+
+func TestOrder(t *testing.T) {
+	l := &here{}
+	gate := make(chan struct{})
+	a := shell("a", forever)
+	a.Ready = func(context.Context) error {
+		select {
+		case <-gate:
+			return nil
+		default:
+			return errors.New("not yet")
+		}
+	}
+	s, err := New(l, files(t.TempDir()), []Spec{a, shell("b", forever, "a"), shell("c", forever)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Stop()
+	done := make(chan error, 1)
+	go func() { done <- s.Start(t.Context()) }()
+	await(t, s, "c", func(st Status) bool { return st.State == Ready })
+	if st := of(s, "b"); st.State != Pending {
+		t.Errorf("b is %s before a is ready", st.State)
+	}
+	close(gate)
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+	s.Stop()
+	for _, st := range s.Status() {
+		if st.State != Stopped || st.PID != 0 {
+			t.Errorf("after Stop: %+v", st)
+		}
+	}
+	s.Stop() // may be called again
+}
+
+func TestUnknownDependency(t *testing.T) {
+	if _, err := New(&here{}, files(t.TempDir()), []Spec{shell("a", forever, "b"), shell("b", forever)}); !errdefs.IsInvalidArgument(err) {
+		t.Errorf("error %v", err)
+	}
+}
+
+func TestRespawn(t *testing.T) {
+	s := start(t, t.TempDir(), &here{}, shell("a", forever))
+	old := of(s, "a").PID
+	if err := unix.Kill(old, unix.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	st := await(t, s, "a", func(st Status) bool { return st.State == Ready && st.PID != 0 && st.PID != old })
+	if st.Restarts != 1 {
+		t.Errorf("restarts: %d", st.Restarts)
+	}
+}
+
+func TestFailingTellsLastWords(t *testing.T) {
+	dir := t.TempDir()
+	a := shell("a", "echo the cause; exit 1")
+	a.Ready = func(context.Context) error { return errors.New("never") }
+	s, err := New(&here{}, files(dir), []Spec{a})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Stop()
+	ctx, cancel := context.WithTimeout(t.Context(), 500*time.Millisecond)
+	defer cancel()
+	if err := s.Start(ctx); !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "the cause") {
+		t.Errorf("Start: %v", err)
+	}
+	await(t, s, "a", func(st Status) bool { return st.State == Failing && strings.Contains(st.LastError, "the cause") })
+}
+
+func TestMissingProgram(t *testing.T) {
+	a := shell("a", "")
+	a.Path = "/nonexistent/program"
+	s, err := New(&here{}, files(t.TempDir()), []Spec{a})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Stop()
+	ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
+	defer cancel()
+	if err := s.Start(ctx); err == nil || !strings.Contains(err.Error(), "/nonexistent/program") {
+		t.Errorf("Start: %v", err)
+	}
+}
+
+// TestAdoption leaves a process to a second supervisor as if the first had been
+// killed, which cannot be done to oneself: the first is just never stopped.
+func TestAdoption(t *testing.T) {
+	dir := t.TempDir()
+	first := start(t, dir, &here{}, shell("same", forever), shell("changed", forever))
+	pids := map[string]int{"same": of(first, "same").PID, "changed": of(first, "changed").PID}
+
+	l := &here{}
+	changed := shell("changed", forever)
+	changed.Inputs = map[string]string{"/config": "new"}
+	// The first supervisor would respawn what the second ends.
+	for _, c := range first.components {
+		c.spec.Path = "/nonexistent"
+	}
+	second := start(t, dir, l, shell("same", forever), changed)
+	if st := of(second, "same"); st.PID != pids["same"] || !st.Adopted {
+		t.Errorf("not adopted: %+v, was %d", st, pids["same"])
+	}
+	if st := of(second, "changed"); st.PID == pids["changed"] || st.Adopted {
+		t.Errorf("adopted in spite of another configuration: %+v", st)
+	}
+	if len(l.started) != 1 || l.started[0] != "changed" {
+		t.Errorf("started %v", l.started)
+	}
+	if err := unix.Kill(pids["same"], unix.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	await(t, second, "same", func(st Status) bool { return st.State == Ready && st.PID != pids["same"] && !st.Adopted })
+}
+
+func TestStopInsists(t *testing.T) {
+	a := shell("a", "trap '' TERM; while :; do sleep 0.1; done")
+	a.StopTimeout = 300 * time.Millisecond
+	s := start(t, t.TempDir(), &here{}, a)
+	pid := of(s, "a").PID
+	s.Stop()
+	if _, err := node.Identify(pid); err == nil {
+		t.Errorf("process %d lives on", pid)
+	}
+}
+
+func TestStopByName(t *testing.T) {
+	s := start(t, t.TempDir(), &here{}, shell("a", forever), shell("b", forever, "a"))
+	s.Stop("b")
+	if a, b := of(s, "a"), of(s, "b"); a.State != Ready || b.State != Stopped {
+		t.Errorf("a %s, b %s", a.State, b.State)
+	}
+}
+
+func TestLastLine(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "log")
+	for content, want := range map[string]string{
+		"": "none", "a\nb\n\n \n": "b", strings.Repeat("x", 40<<10) + "\nend": "end", "\xff\n": "?",
+	} {
+		if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if got := lastLine(path); got != want {
+			t.Errorf("%.20q: %q, want %q", content, got, want)
+		}
+	}
+	if got := lastLine(path + "none"); got != "none" {
+		t.Errorf("no file: %q", got)
+	}
+}

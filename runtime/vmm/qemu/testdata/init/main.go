@@ -29,7 +29,7 @@ func main() {
 			fmt.Println("init: module", path, err)
 		}
 	}
-	port := openPort(os.Args)
+	port := openPort()
 	fmt.Fprintf(port, "hello\n")
 	lines := bufio.NewReader(port)
 	for {
@@ -42,7 +42,7 @@ func main() {
 	}
 }
 
-func openPort([]string) *os.File {
+func openPort() *os.File {
 	for {
 		names, _ := filepath.Glob("/sys/class/virtio-ports/*/name")
 		for _, n := range names {
@@ -105,14 +105,17 @@ func obey(words []string) string {
 			return "error: " + err.Error()
 		}
 		return "mounted"
-	case "nics":
-		n, _ := filepath.Glob("/sys/class/net/*/address")
-		out := ""
-		for _, a := range n {
-			b, _ := os.ReadFile(a)
-			out += strings.TrimSpace(string(b)) + " "
+	case "has-nic":
+		for range 5000 {
+			addresses, _ := filepath.Glob("/sys/class/net/*/address")
+			for _, a := range addresses {
+				if b, _ := os.ReadFile(a); strings.TrimSpace(string(b)) == arg {
+					return "yes"
+				}
+			}
+			time.Sleep(2 * time.Millisecond)
 		}
-		return out
+		return "no"
 	case "print":
 		for range 100 {
 			fmt.Println(strings.Repeat(arg, 64))

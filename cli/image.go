@@ -6,10 +6,14 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/http"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"text/tabwriter"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/spf13/cobra"
@@ -26,7 +30,7 @@ func newImageCommand() *cobra.Command {
 		Long: "Images may come from any registry as usual. These commands are for machines without\n" +
 			"one: build makes the images of the demos and tests, load takes any image archive.",
 	}
-	cmd.AddCommand(newImageBuildCommand(), newImageLoadCommand(), newImageListCommand(), newImageRemoveCommand())
+	cmd.AddCommand(newImageBuildCommand(), newImageLoadCommand(), newImageListCommand(), newImageRemoveCommand(), newImageServeCommand())
 	return cmd
 }
 
@@ -273,4 +277,50 @@ func newImageRemoveCommand() *cobra.Command {
 	}
 	imageNodeFlag(cmd, &name)
 	return cmd
+}
+
+// newImageServeCommand is for the node itself: its containerd asks here first.
+func newImageServeCommand() *cobra.Command {
+	var listen, dir string
+	cmd := &cobra.Command{
+		Use:   "serve",
+		Short: "Serve a directory of image archives as a read-only registry",
+		Long: "Lets images that came as archives be pulled, which imagePullPolicy Always insists on.\n" +
+			"Ends on SIGTERM or SIGINT.",
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if dir == "" {
+				artifacts, err := layout.FindArtifacts()
+				if err != nil {
+					return err
+				}
+				dir = artifacts.ImagesDir()
+			}
+			return serveImages(cmd.Context(), listen, dir)
+		},
+	}
+	cmd.Flags().StringVar(&listen, "listen", "127.0.0.1:5000", "`ADDRESS` to listen on")
+	cmd.Flags().StringVar(&dir, "dir", "", "directory of archives (default: the images directory of this h8s)")
+	return cmd
+}
+
+func serveImages(ctx context.Context, listen, dir string) error {
+	registry, err := image.NewRegistry(dir)
+	if err != nil {
+		return err
+	}
+	defer registry.Close()
+	ctx, stop := signal.NotifyContext(ctx, syscall.SIGTERM, syscall.SIGINT)
+	defer stop()
+	server := &http.Server{Addr: listen, Handler: registry, ReadHeaderTimeout: 10 * time.Second}
+	failed := make(chan error, 1)
+	go func() { failed <- server.ListenAndServe() }()
+	select {
+	case err := <-failed:
+		return fmt.Errorf("image registry on %s: %w", listen, err)
+	case <-ctx.Done():
+		err := server.Close()
+		<-failed
+		return err
+	}
 }

@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -82,13 +83,15 @@ func startRuntime(t *testing.T) *testRuntime {
 	must(t, os.Mkdir(filepath.Join(dir, "net.d"), 0o755))
 	must(t, os.WriteFile(filepath.Join(dir, "config.toml"), fmt.Appendf(nil, runtimeConfig, dir, out), 0o600))
 	must(t, os.WriteFile(filepath.Join(dir, "net.d", "10-test.conflist"), fmt.Appendf(nil, runtimeNetwork, dir), 0o600))
-	// /run is private: netns files and runtime state die with the namespace.
-	cmd := exec.Command("sh", "-ec", `mount --make-rprivate /; mount -t tmpfs tmpfs /run; mkdir /run/netns
+	// /run is private: netns files and runtime state die with the namespace; and
+	// all processes die with containerd, which is their PID 1.
+	cmd := exec.Command("sh", "-ec", `mount --make-rprivate /; mount -t proc proc /proc; mount -t tmpfs tmpfs /run; mkdir /run/netns
 		ip link set lo up; exec "$0" -c "$1"`, filepath.Join(out, "bin", "containerd"), filepath.Join(dir, "config.toml"))
 	cmd.Env = append(os.Environ(), "PATH="+filepath.Join(out, "bin")+":"+os.Getenv("PATH"))
 	// The kernel means the parent's thread with Pdeathsig: keep this one.
 	runtime.LockOSThread()
-	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET | syscall.CLONE_NEWNS, Pdeathsig: syscall.SIGKILL}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET | syscall.CLONE_NEWNS | syscall.CLONE_NEWPID, Pdeathsig: syscall.SIGKILL}
+	before := cgroups()
 	var log bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &log, &log
 	must(t, cmd.Start())
@@ -100,9 +103,10 @@ func startRuntime(t *testing.T) *testRuntime {
 		if t.Failed() {
 			t.Logf("containerd: ...%s", log.String()[max(0, log.Len()-8000):])
 		}
-		groups, _ := filepath.Glob("/sys/fs/cgroup/*/k8s.io")
-		for _, g := range append(groups, "/sys/fs/cgroup/k8s.io") {
-			_ = os.Remove(g) // containerd's parent of all; only if empty
+		for _, g := range cgroups() {
+			if !slices.Contains(before, g) {
+				_ = os.Remove(g) // of a containerd that was killed; only if empty
+			}
 		}
 		if err := os.RemoveAll(dir); err != nil {
 			t.Error(err)
@@ -113,6 +117,13 @@ func startRuntime(t *testing.T) *testRuntime {
 		r.want(0, "", "load", filepath.Join(out, "images", image+".tar"))
 	}
 	return r
+}
+
+// cgroups are those of CRI containers outside Kubernetes, innermost first.
+func cgroups() []string {
+	inner, _ := filepath.Glob("/sys/fs/cgroup/*/k8s.io/*")
+	outer, _ := filepath.Glob("/sys/fs/cgroup/*/k8s.io")
+	return append(inner, outer...)
 }
 
 func (r *testRuntime) await() {

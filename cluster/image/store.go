@@ -60,7 +60,7 @@ func (s Store) Load(ctx context.Context, file string) (Info, error) {
 	var out bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &out
 	if err := cmd.Run(); err != nil {
-		return Info{}, fmt.Errorf("load %s: %w: %s", file, err, lastLine(out.String()))
+		return Info{}, fmt.Errorf("load %s: %s", file, strings.TrimPrefix(lastLine(out.String()), "ctr: "))
 	}
 	return info, nil
 }

@@ -2,8 +2,11 @@ package cli
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -68,6 +71,20 @@ func printResults(w io.Writer, results []doctor.Result) error {
 	return nil
 }
 
+// unmet is the error that names needs which are not met; a need with a reason of its
+// own decides the advice, else it is that of all of them.
+func unmet(bad []doctor.Result) error {
+	id := "H8S_PREFLIGHT"
+	texts := make([]string, 0, len(bad))
+	for _, r := range bad {
+		texts = append(texts, fmt.Sprintf("%s: %s (%s)", r.ID, r.Reason, r.Remedy))
+		if slices.ContainsFunc(reasons, func(known Reason) bool { return known.ID == r.Code }) {
+			id = r.Code
+		}
+	}
+	return because(id, errors.New(strings.Join(texts, "; ")))
+}
+
 // preflight runs the doctor before a start: failures end it unless they are ignored,
 // warnings are only counted.
 func preflight(ctx context.Context, a layout.Artifacts, s settings.Node, ignore bool, p *progress) error {
@@ -89,7 +106,7 @@ func preflight(ctx context.Context, a layout.Artifacts, s settings.Node, ignore 
 	bad := doctor.Failed(results)
 	if len(bad) > 0 && !ignore {
 		p.end()
-		return because(bad[0].Code, fmt.Errorf("%s: %s (%s)", bad[0].ID, bad[0].Reason, bad[0].Remedy))
+		return unmet(bad)
 	}
 	p.event(status.Event{Kind: status.Step, Name: "preflight", Seconds: time.Since(began).Seconds(), Message: message})
 	return nil

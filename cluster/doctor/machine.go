@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"runtime"
 	"strconv"
 	"strings"
@@ -42,7 +43,7 @@ func Machine(in Input) []Check {
 	checks := []Check{
 		{"root", root},
 		{"memory", memory},
-		{"disk", disk},
+		{"disk", disk(in.Settings.Name)},
 		{"cgroups", cgroups},
 		{"qemu", qemu},
 		{"mkfs.erofs", tool("mkfs.erofs", "erofs-utils", "turns image layers into files a virtual machine attaches")},
@@ -113,20 +114,24 @@ func meminfo() (total, available uint64, err error) {
 	return total, available, sc.Err()
 }
 
-func disk(context.Context) Result {
-	dir := layout.StateRoot
+// disk checks where the node's state is, which may be a file system of its own.
+func disk(node string) func(context.Context) Result {
+	return func(context.Context) Result { return freeSpace(filepath.Join(layout.StateRoot, node)) }
+}
+
+func freeSpace(dir string) Result {
 	for {
 		if _, err := os.Stat(dir); err == nil {
 			break
 		}
-		dir = dir[:max(1, strings.LastIndexByte(dir, '/'))]
+		dir = filepath.Dir(dir)
 	}
 	var st unix.Statfs_t
 	if err := unix.Statfs(dir, &st); err != nil {
 		return warn("H8S_DISK", err.Error(), "check "+dir)
 	}
 	free := st.Bavail * uint64(st.Bsize)
-	reason := fmt.Sprintf("%.1f GiB free below %s", float64(free)/(1<<30), layout.StateRoot)
+	reason := fmt.Sprintf("%.1f GiB free in %s", float64(free)/(1<<30), dir)
 	switch {
 	case free < needDisk:
 		return fail("H8S_DISK_FULL", reason, "4 GiB are needed for images and Pods; free some")

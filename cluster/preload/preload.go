@@ -133,7 +133,7 @@ func Import(ctx context.Context, store Store, archives []Archive, journal string
 			continue
 		}
 		if err := store.Import(ctx, a.Path); err != nil {
-			failed = errors.Join(failed, fmt.Errorf("import %s: %w", name, err))
+			failed = errors.Join(failed, fmt.Errorf("image %s: %w", name, err))
 			continue
 		}
 		imported++

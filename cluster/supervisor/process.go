@@ -1,18 +1,15 @@
 package supervisor
 
 import (
-	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
-	"io"
 	"maps"
 	"os"
 	"os/exec"
 	"slices"
-	"strings"
 	"syscall"
 
 	"github.com/containerd/log"
@@ -86,7 +83,7 @@ func (c *component) start() (node.Identity, error) {
 	// adopted process, so that there is one way for both.
 	go func() { _ = cmd.Wait() }()
 	if err != nil {
-		return node.Identity{}, fmt.Errorf("ended at once; last words: %s", lastLine(c.sup.files.Log(c.spec.Name)))
+		return node.Identity{}, fmt.Errorf("ended at once; last words: %s", wordsOf(c.sup.files.Log(c.spec.Name)))
 	}
 	return id, nil
 }
@@ -112,31 +109,4 @@ func readRecord(path string) (record, error) {
 		return r, err
 	}
 	return r, json.Unmarshal(b, &r)
-}
-
-// lastLine returns the last line of a log that says something, at most 300 bytes.
-func lastLine(path string) string {
-	f, err := os.Open(path)
-	if err != nil {
-		return "none"
-	}
-	defer f.Close()
-	if st, err := f.Stat(); err == nil && st.Size() > 16<<10 {
-		if _, err := f.Seek(-16<<10, io.SeekEnd); err != nil {
-			return "none"
-		}
-	}
-	b, err := io.ReadAll(io.LimitReader(f, 16<<10))
-	if err != nil {
-		return "none"
-	}
-	lines := bytes.Split(bytes.TrimSpace(b), []byte("\n"))
-	for i := len(lines) - 1; i >= 0; i-- {
-		l := strings.ToValidUTF8(string(bytes.TrimSpace(lines[i])), "?")
-		if l == "" {
-			continue
-		}
-		return l[:min(len(l), 300)]
-	}
-	return "none"
 }

@@ -372,7 +372,7 @@ func (c *component) once(ctx context.Context) error {
 
 // ended explains the end of the process as well as the log allows.
 func (c *component) ended(pid int) error {
-	return fmt.Errorf("process %d ended; last words: %s", pid, lastLine(c.sup.files.Log(c.spec.Name)))
+	return fmt.Errorf("process %d ended; last words: %s", pid, wordsOf(c.sup.files.Log(c.spec.Name)))
 }
 
 func (c *component) awaitReady(ctx context.Context, began time.Time) {

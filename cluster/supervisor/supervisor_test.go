@@ -223,7 +223,7 @@ func TestStopByName(t *testing.T) {
 	}
 }
 
-func TestLastLine(t *testing.T) {
+func TestWordsOf(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "log")
 	for content, want := range map[string]string{
 		"": "none", "a\nb\n\n \n": "b", strings.Repeat("x", 40<<10) + "\nend": "end", "\xff\n": "?",
@@ -231,11 +231,11 @@ func TestLastLine(t *testing.T) {
 		if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		if got := lastLine(path); got != want {
+		if got := wordsOf(path); got != want {
 			t.Errorf("%.20q: %q, want %q", content, got, want)
 		}
 	}
-	if got := lastLine(path + "none"); got != "none" {
+	if got := wordsOf(path + "none"); got != "none" {
 		t.Errorf("no file: %q", got)
 	}
 }

@@ -3,6 +3,7 @@ package image
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -11,6 +12,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
+	"time"
 
 	"github.com/containerd/errdefs"
 )
@@ -44,18 +46,58 @@ func (p pkg) String() string { return p.name + " " + p.version }
 var packagePattern = regexp.MustCompile(`^[a-z0-9][a-z0-9+.-]+$`)
 var versionPattern = regexp.MustCompile(`^[0-9][A-Za-z0-9.+~:-]*$`)
 
-// candidate asks apt which version of a package it would install.
-func candidate(ctx context.Context, name string) (pkg, string, error) {
-	out, err := command(ctx, "", "apt-cache", "show", "--no-all-versions", name)
+// offer is what apt would install under a name.
+type offer struct {
+	Package, Version, Depends string
+}
+
+// offers remembers apt's answers, half a second each, until its lists change.
+type offers struct {
+	Lists time.Time
+	Named map[string]offer
+}
+
+const aptLists = "/var/lib/apt/lists" // renewed by `apt-get update`
+
+// candidate asks apt which version of a package it would install, and its dependencies.
+func (b *builder) candidate(ctx context.Context, name string) (pkg, string, error) {
+	file := filepath.Join(b.Cache, "offers.json")
+	known := offers{Named: map[string]offer{}}
+	st, err := os.Stat(aptLists)
 	if err != nil {
-		return pkg{}, "", fmt.Errorf("package %s: %w (does `apt-get update` help?)", name, err)
+		return pkg{}, "", fmt.Errorf("package %s: %w: this needs a Debian system with apt", name, err)
 	}
-	fields := controlFields(string(out))
-	p := pkg{fields["Package"], fields["Version"]}
+	if data, err := os.ReadFile(file); err != nil || json.Unmarshal(data, &known) != nil || !known.Lists.Equal(st.ModTime()) {
+		known = offers{Lists: st.ModTime(), Named: map[string]offer{}}
+	}
+	o, ok := known.Named[name]
+	if !ok {
+		if o, err = ask(ctx, name); err != nil {
+			return pkg{}, "", err
+		}
+		known.Named[name] = o
+		data, err := json.Marshal(known)
+		if err != nil {
+			return pkg{}, "", err
+		}
+		if err := writeFile(file, data, 0o644); err != nil {
+			return pkg{}, "", err
+		}
+	}
+	p := pkg{o.Package, o.Version}
 	if !packagePattern.MatchString(p.name) || !versionPattern.MatchString(p.version) {
 		return pkg{}, "", fmt.Errorf("package %s: apt-cache shows %q: %w", name, p, errdefs.ErrInvalidArgument)
 	}
-	return p, fields["Depends"], nil
+	return p, o.Depends, nil
+}
+
+func ask(ctx context.Context, name string) (offer, error) {
+	out, err := command(ctx, "", "apt-cache", "show", "--no-all-versions", name)
+	if err != nil {
+		return offer{}, fmt.Errorf("package %s: %w (does `apt-get update` help?)", name, err)
+	}
+	f := controlFields(string(out))
+	return offer{f["Package"], f["Version"], f["Depends"]}, nil
 }
 
 // controlFields reads the first paragraph of a Debian control file, first lines only.

@@ -32,14 +32,12 @@ type Kernel struct {
 	dir string
 }
 
-// cryptomgr.notests is the one switch that shows on the stock kernel's boot time; the
-// others silence what a VM has no use for.
+// Debian's kernel enables host-wide policies a Pod's VM has no use for.
 const (
-	stockCmdline = "cryptomgr.notests apparmor=0 audit=0"
+	stockCmdline = "apparmor=0 audit=0"
 	hyperCmdline = ""
 )
 
-func (k Kernel) vmlinux() string    { return filepath.Join(k.dir, "vmlinux") }
 func (k Kernel) modulesDir() string { return filepath.Join(k.dir, "modules") }
 
 func loadKernel(dir string) (Kernel, error) {
@@ -89,7 +87,7 @@ func (b *builder) stock(ctx context.Context) (Kernel, error) {
 }
 
 func (b *builder) stockPackage(ctx context.Context) (pkg, error) {
-	meta, depends, err := candidate(ctx, "linux-image-cloud-amd64")
+	meta, depends, err := b.candidate(ctx, "linux-image-cloud-amd64")
 	if err != nil {
 		return pkg{}, err
 	}
@@ -97,7 +95,7 @@ func (b *builder) stockPackage(ctx context.Context) (pkg, error) {
 	if name == "" {
 		return pkg{}, fmt.Errorf("package %s depends on no linux-image: %w", meta, errdefs.ErrNotFound)
 	}
-	p, _, err := candidate(ctx, name)
+	p, _, err := b.candidate(ctx, name)
 	return p, err
 }
 
@@ -157,7 +155,7 @@ func installStock(tree, dir, release string) error {
 // the cache does not have it for this source, configuration and compiler; with
 // cachedOnly an absent one is errdefs.ErrNotFound.
 func (b *builder) hyper(ctx context.Context, cachedOnly bool) (Kernel, error) {
-	p, _, err := candidate(ctx, "linux-source-6.1")
+	p, _, err := b.candidate(ctx, "linux-source-6.1")
 	if err != nil {
 		return Kernel{}, err
 	}

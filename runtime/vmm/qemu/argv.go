@@ -31,7 +31,8 @@ var (
 // inherited are the descriptor numbers QEMU finds its connections at.
 type inherited struct {
 	qmp, channel, console int
-	taps, disks           []int
+	// vhost has a vhost-net descriptor for each of taps, or none.
+	taps, vhost, disks []int
 }
 
 // validate refuses what QEMU would refuse later and less clearly.
@@ -133,7 +134,11 @@ func arguments(c vmm.Config, h Host, fds inherited, drivers []string) ([]string,
 	device("balloon", "free-page-reporting=on,deflate-on-oom=on")
 	for i, n := range c.NICs {
 		id := "net" + strconv.Itoa(i)
-		a = append(a, "-netdev", fmt.Sprintf("tap,id=%s,fd=%d,vhost=%s", id, fds.taps[i], onOff(h.VhostNet)))
+		vhost := "vhost=off"
+		if len(fds.vhost) > 0 {
+			vhost = fmt.Sprintf("vhost=on,vhostfd=%d", fds.vhost[i])
+		}
+		a = append(a, "-netdev", fmt.Sprintf("tap,id=%s,fd=%d,%s", id, fds.taps[i], vhost))
 		d := fmt.Sprintf("virtio-net-%s,id=nic%d,netdev=%s,mac=%s", bus, i, id, n.MAC)
 		if bus == "pci" {
 			d += ",disable-legacy=on,romfile="
@@ -162,9 +167,9 @@ func accelerator(name string) string {
 	if name == "kvm" {
 		return "kvm"
 	}
-	// 64 MiB of translated code is as fast as the default (an eighth of the host's RAM)
-	// for what a Pod runs; measured: 32 is too, until a guest runs a compiler.
-	return "tcg,thread=multi,tb-size=64"
+	// The least that costs nothing at boot, which translates about 32 MiB of code (16
+	// to 128 took the same CPU time, each MiB up to there is memory of every VM).
+	return "tcg,thread=multi,tb-size=32"
 }
 
 func cpuModel(accel string) string {
@@ -172,13 +177,6 @@ func cpuModel(accel string) string {
 		return "host"
 	}
 	return "max"
-}
-
-func onOff(b bool) string {
-	if b {
-		return "on"
-	}
-	return "off"
 }
 
 // cmdline is the kernel's. PID 1's death is a panic, a panic a reset (-1: at once; t:

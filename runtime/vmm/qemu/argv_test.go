@@ -25,7 +25,7 @@ func exampleConfig(machine, accel string) vmm.Config {
 }
 
 func TestArgumentsGolden(t *testing.T) {
-	h := Host{TSCKHz: 2500000, VhostNet: true}
+	h := Host{TSCKHz: 2500000}
 	fds := inherited{qmp: 4, channel: 5, console: 6, taps: []int{7}, disks: []int{8, 9}}
 	for _, tc := range []struct{ machine, accel string }{{"q35", "tcg"}, {"q35", "kvm"}, {"microvm", "tcg"}} {
 		name := tc.machine + "-" + tc.accel
@@ -33,6 +33,10 @@ func TestArgumentsGolden(t *testing.T) {
 			c := exampleConfig(tc.machine, tc.accel)
 			if err := validate(c); err != nil {
 				t.Fatal(err)
+			}
+			fds := fds
+			if tc.accel == "kvm" {
+				fds.vhost = []int{10}
 			}
 			args, err := arguments(c, h, fds, []string{"file", "host_device"})
 			if err != nil {

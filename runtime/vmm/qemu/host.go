@@ -31,7 +31,7 @@ type Host struct {
 	Reason      string `json:"reason,omitempty"`
 	// TSCKHz is the rate of the host's time stamp counter.
 	TSCKHz int64 `json:"tsc_khz"`
-	// VhostNet tells whether /dev/vhost-net is there.
+	// VhostNet tells whether there is a /dev/vhost-net to use with KVM.
 	VhostNet bool `json:"vhost_net"`
 	// Files are QEMU's libraries and modules by absolute path.
 	Files []string `json:"files"`

@@ -71,7 +71,7 @@ func spawn(c vmm.Config, h Host) (_ *process, err error) {
 		theirs = append(theirs, dup)
 		return launchFD + len(theirs) - 1, nil
 	}
-	drivers, err := inheritDevices(c, &fds, inherit)
+	drivers, err := inheritDevices(c, h, &fds, inherit)
 	if err != nil {
 		return nil, err
 	}
@@ -89,13 +89,20 @@ func spawn(c vmm.Config, h Host) (_ *process, err error) {
 	return p, p.start(theirs)
 }
 
-func inheritDevices(c vmm.Config, fds *inherited, inherit func(*os.File) (int, error)) (drivers []string, err error) {
+func inheritDevices(c vmm.Config, h Host, fds *inherited, inherit func(*os.File) (int, error)) (drivers []string, err error) {
 	for _, n := range c.NICs {
 		fd, err := inherit(n.Tap)
 		if err != nil {
 			return nil, fmt.Errorf("tap of %s: %w", n.MAC, err)
 		}
 		fds.taps = append(fds.taps, fd)
+		if !h.VhostNet || c.Accelerator != "kvm" {
+			continue // vhost's kernel thread gains nothing beside an emulated CPU
+		}
+		if fd, err = inheritVhost(inherit); err != nil {
+			return nil, err
+		}
+		fds.vhost = append(fds.vhost, fd)
 	}
 	for _, d := range c.Disks {
 		driver, err := blockDriver(d)
@@ -109,6 +116,16 @@ func inheritDevices(c vmm.Config, fds *inherited, inherit func(*os.File) (int, e
 		drivers, fds.disks = append(drivers, driver), append(fds.disks, fd)
 	}
 	return drivers, nil
+}
+
+// inheritVhost opens a vhost-net instance, which the confined QEMU could not.
+func inheritVhost(inherit func(*os.File) (int, error)) (int, error) {
+	f, err := os.OpenFile("/dev/vhost-net", os.O_RDWR, 0)
+	if err != nil {
+		return 0, fmt.Errorf("open vhost-net: %w", err)
+	}
+	defer f.Close()
+	return inherit(f)
 }
 
 // view lists all QEMU sees of the host's files.

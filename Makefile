@@ -13,7 +13,8 @@ export GOFLAGS := -buildvcs=false
 BUILD := $(GO) build -trimpath
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 STRIP := -s -w
-LDFLAGS := $(STRIP) -X github.com/hypernetes/hypernetes/cli.version=$(VERSION)
+LDFLAGS := $(STRIP) -X github.com/hypernetes/hypernetes/cli.version=$(VERSION) \
+	-X github.com/hypernetes/hypernetes/cli/hyperctl.stamped=$(VERSION)
 
 # A module build of Kubernetes would call itself v0.0.0 and break API discovery.
 KUBERNETES_VERSION := $(shell sed -n 's/^\tk8s.io\/kubernetes v\(.*\)/\1/p' dist/kubernetes/go.mod)

@@ -110,7 +110,7 @@ func (h *hyper) mustBeStopped(ctx context.Context, pod *cri.PodSandbox) error {
 		return h.explain("list containers", err)
 	}
 	if len(resp.Containers) > 0 {
-		return fmt.Errorf("Pod %s is running; stop it first, or use rm -f: %w", pod.Metadata.Name, errdefs.ErrFailedPrecondition)
+		return fmt.Errorf("pod %s is running; stop it first, or use rm -f: %w", pod.Metadata.Name, errdefs.ErrFailedPrecondition)
 	}
 	return nil
 }

@@ -4,6 +4,7 @@ import (
 	"crypto/rand"
 	"encoding/hex"
 	"fmt"
+	"maps"
 	"math/big"
 	"path"
 	"regexp"
@@ -76,10 +77,6 @@ func newSpec(o runOptions, logDir, cgroupParent string) (*spec, error) {
 	if err != nil {
 		return nil, err
 	}
-	env, err := parseEnv(o.env)
-	if err != nil {
-		return nil, err
-	}
 	uid := newUID()
 	hostname := o.hostname
 	if hostname == "" {
@@ -99,17 +96,28 @@ func newSpec(o runOptions, logDir, cgroupParent string) (*spec, error) {
 			SecurityContext: &cri.LinuxSandboxSecurityContext{NamespaceOptions: namespaces(), Privileged: o.privileged},
 		},
 	}
-	withContainer := map[string]string{labelContainer: "main"}
-	for k, v := range labels {
-		withContainer[k] = v
+	container, err := o.container(labels, resources)
+	if err != nil {
+		return nil, err
 	}
-	container := &cri.ContainerConfig{
+	return &spec{pod: pod, container: container}, nil
+}
+
+// container is the Pod's only one; the Pod has its limits as well.
+func (o runOptions) container(podLabels map[string]string, resources *cri.LinuxContainerResources) (*cri.ContainerConfig, error) {
+	env, err := parseEnv(o.env)
+	if err != nil {
+		return nil, err
+	}
+	labels := maps.Clone(podLabels)
+	labels[labelContainer] = "main"
+	c := &cri.ContainerConfig{
 		Metadata:   &cri.ContainerMetadata{Name: "main"},
 		Image:      &cri.ImageSpec{Image: o.image, UserSpecifiedImage: o.image},
 		Args:       o.command,
 		WorkingDir: o.workdir,
 		Envs:       env,
-		Labels:     withContainer,
+		Labels:     labels,
 		LogPath:    "main.log",
 		Stdin:      o.stdin || o.tty,
 		StdinOnce:  (o.stdin || o.tty) && !o.detach,
@@ -122,12 +130,9 @@ func newSpec(o runOptions, logDir, cgroupParent string) (*spec, error) {
 		},
 	}
 	if o.entrypoint != "" {
-		container.Command = []string{o.entrypoint}
+		c.Command = []string{o.entrypoint}
 	}
-	if err := setUser(container.Linux.SecurityContext, o.user); err != nil {
-		return nil, err
-	}
-	return &spec{pod: pod, container: container}, nil
+	return c, setUser(c.Linux.SecurityContext, o.user)
 }
 
 func namespaces() *cri.NamespaceOption {

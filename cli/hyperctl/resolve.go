@@ -98,7 +98,7 @@ func containerOf(pod *cri.PodSandbox, all []*cri.Container, name string) (*cri.C
 	case len(mine) == 1:
 		return mine[0], nil
 	case len(mine) == 0:
-		return nil, fmt.Errorf("Pod %s has no such container: %w", pod.Metadata.Name, errdefs.ErrNotFound)
+		return nil, fmt.Errorf("pod %s has no such container: %w", pod.Metadata.Name, errdefs.ErrNotFound)
 	}
-	return nil, fmt.Errorf("Pod %s has several containers (%s); choose one with --container: %w", pod.Metadata.Name, strings.Join(names, ", "), errdefs.ErrInvalidArgument)
+	return nil, fmt.Errorf("pod %s has several containers (%s); choose one with --container: %w", pod.Metadata.Name, strings.Join(names, ", "), errdefs.ErrInvalidArgument)
 }

@@ -81,8 +81,14 @@ func envOr(name, def string) string {
 	return def
 }
 
-// version is the module version the binary was built from.
+// stamped is set by the build: -ldflags "-X <this package>.stamped=...".
+var stamped string
+
+// version is what this binary was built from.
 func version() string {
+	if stamped != "" {
+		return stamped
+	}
 	if info, ok := debug.ReadBuildInfo(); ok && info.Main.Version != "" {
 		return info.Main.Version
 	}

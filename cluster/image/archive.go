@@ -92,23 +92,16 @@ func encodeArchive(w io.Writer, img v1.Image, tags []string, key string) error {
 	if err != nil {
 		return err
 	}
-	index := v1.IndexManifest{SchemaVersion: 2, MediaType: types.OCIImageIndex}
-	for _, t := range tags {
-		index.Manifests = append(index.Manifests, v1.Descriptor{
-			MediaType: types.OCIManifestSchema1, Digest: digest, Size: int64(len(raw)),
-			Platform:    &v1.Platform{OS: "linux", Architecture: "amd64"},
-			Annotations: map[string]string{annotationName: t, annotationKey: key},
-		})
-	}
+	index := indexOf(digest, int64(len(raw)), tags, key)
 	docker := dockerManifest{Config: blobPath(configName), RepoTags: tags}
-	sizes := map[string]v1.Layer{}
+	byName := map[string]v1.Layer{}
 	for _, l := range layers {
 		h, err := l.Digest()
 		if err != nil {
 			return err
 		}
 		docker.Layers = append(docker.Layers, blobPath(h))
-		sizes[blobPath(h)] = l
+		byName[blobPath(h)] = l
 	}
 	tw := tar.NewWriter(w)
 	meta := []struct {
@@ -132,7 +125,20 @@ func encodeArchive(w io.Writer, img v1.Image, tags []string, key string) error {
 			return err
 		}
 	}
-	return errors.Join(writeLayers(tw, sizes), tw.Close())
+	return errors.Join(writeLayers(tw, byName), tw.Close())
+}
+
+// indexOf names one manifest by every tag.
+func indexOf(digest v1.Hash, size int64, tags []string, key string) v1.IndexManifest {
+	index := v1.IndexManifest{SchemaVersion: 2, MediaType: types.OCIImageIndex}
+	for _, t := range tags {
+		index.Manifests = append(index.Manifests, v1.Descriptor{
+			MediaType: types.OCIManifestSchema1, Digest: digest, Size: size,
+			Platform:    &v1.Platform{OS: "linux", Architecture: "amd64"},
+			Annotations: map[string]string{annotationName: t, annotationKey: key},
+		})
+	}
+	return index
 }
 
 func writeLayers(tw *tar.Writer, layers map[string]v1.Layer) error {

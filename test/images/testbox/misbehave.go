@@ -12,6 +12,7 @@ import (
 	"os/signal"
 	"runtime"
 	"strconv"
+	"sync/atomic"
 	"syscall"
 	"time"
 )
@@ -87,9 +88,11 @@ func hogMemory(args []string) int {
 }
 
 func spin(args []string) int {
+	var work atomic.Uint64
 	for range runtime.NumCPU() {
 		go func() {
-			for {
+			for n := uint64(0); ; n++ {
+				work.Store(n)
 			}
 		}()
 	}

@@ -13,13 +13,14 @@ import (
 	"time"
 
 	"github.com/hypernetes/hypernetes/cluster/layout"
+	"github.com/hypernetes/hypernetes/runtime/vmm/qemu"
 )
 
 // BenchmarkPod measures everything the package comment promises, in rounds: each
 // round takes every quantity once, so that rounds can be compared within themselves.
 func BenchmarkPod(b *testing.B) {
 	out := outDir()
-	qemu, err := exec.LookPath("qemu-system-x86_64")
+	host, err := qemu.Probe(b.Context(), "", "")
 	if err != nil {
 		b.Skipf("no QEMU: %v", err)
 	}
@@ -42,7 +43,7 @@ func BenchmarkPod(b *testing.B) {
 		}
 		for i := range rounds {
 			for _, k := range ks {
-				wall, cpu, err := floor(b.Context(), qemu, k, initrd, guestMiB)
+				wall, cpu, err := floor(b.Context(), host, k, initrd, guestMiB)
 				if err != nil {
 					b.Fatal(err)
 				}

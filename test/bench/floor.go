@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/hypernetes/hypernetes/guest/image"
+	"github.com/hypernetes/hypernetes/runtime/vmm/qemu"
 )
 
 // guestMiB is the memory of measured VMs and of the bare guest they are compared with:
@@ -104,8 +105,8 @@ func kernels(out string) ([]kernel, error) {
 
 // floor boots kernel k with the smallest init and returns how long it took from exec
 // of QEMU to the marker, in wall clock and in QEMU's CPU time.
-func floor(ctx context.Context, qemu string, k kernel, initrd string, memoryMiB int) (wall, cpu time.Duration, err error) {
-	cmd := exec.CommandContext(ctx, qemu, floorArgs(k, initrd, memoryMiB)...)
+func floor(ctx context.Context, host qemu.Host, k kernel, initrd string, memoryMiB int) (wall, cpu time.Duration, err error) {
+	cmd := exec.CommandContext(ctx, host.Binary, floorArgs(k, host.TSCKHz, initrd, memoryMiB)...)
 	stdout, err := cmd.StdoutPipe()
 	if err != nil {
 		return 0, 0, err
@@ -135,15 +136,16 @@ func floor(ctx context.Context, qemu string, k kernel, initrd string, memoryMiB 
 	return wall, time.Duration(usage.Utime.Nano() + usage.Stime.Nano()), nil
 }
 
-// floorArgs is the machine Pods run on without any device of a Pod.
-func floorArgs(k kernel, initrd string, memoryMiB int) []string {
+// floorArgs is the machine Pods run on, as runtime/vmm/qemu has it, without any device.
+func floorArgs(k kernel, tscKHz int64, initrd string, memoryMiB int) []string {
+	cmdline := fmt.Sprintf("console=ttyS0 quiet panic=-1 reboot=t cryptomgr.notests 8250.nr_uarts=1 "+
+		"tsc_early_khz=%d tsc=reliable no_timer_check mitigations=off pci=lastbus=0 %s", tscKHz, k.cmdline)
 	return []string{
-		"-machine", "q35,sata=off,smbus=off,usb=off,hpet=off,vmport=off", "-accel", "tcg,thread=multi",
-		"-cpu", "max", "-m", fmt.Sprint(memoryMiB), "-smp", "1",
-		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
+		"-M", "q35,sata=off,smbus=off,usb=off,hpet=off,vmport=off,i8042=off,smm=off,graphics=off,mem-merge=off,dump-guest-core=off",
+		"-accel", "tcg,thread=multi,tb-size=32", "-cpu", "max", "-m", fmt.Sprint(memoryMiB), "-smp", "1",
+		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-bios", "qboot.rom",
 		"-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console",
-		"-kernel", k.vmlinux, "-initrd", initrd,
-		"-append", strings.TrimSpace("console=ttyS0 quiet panic=-1 reboot=t tsc=reliable no_timer_check mitigations=off nokaslr " + k.cmdline),
+		"-kernel", k.vmlinux, "-initrd", initrd, "-append", strings.TrimSpace(cmdline),
 	}
 }
 

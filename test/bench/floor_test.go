@@ -2,16 +2,17 @@ package bench
 
 import (
 	"context"
-	"os/exec"
 	"path/filepath"
 	"testing"
 	"time"
+
+	"github.com/hypernetes/hypernetes/runtime/vmm/qemu"
 )
 
 // TestFloor proves that the floor is what it claims to be: the guest's kernel runs
 // the 200 bytes as PID 1 and QEMU ends by itself.
 func TestFloor(t *testing.T) {
-	qemu, err := exec.LookPath("qemu-system-x86_64")
+	host, err := qemu.Probe(t.Context(), "", "")
 	if err != nil {
 		t.Skipf("no QEMU: %v", err)
 	}
@@ -25,7 +26,7 @@ func TestFloor(t *testing.T) {
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
-	wall, cpu, err := floor(ctx, qemu, ks[0], initrd, 256)
+	wall, cpu, err := floor(ctx, host, ks[0], initrd, 256)
 	if err != nil {
 		t.Fatal(err)
 	}

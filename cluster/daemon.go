@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"os/exec"
 	"strings"
 	"sync"
 	"time"
@@ -197,6 +198,12 @@ func (d *Daemon) start(ctx context.Context, report func(status.Event)) error {
 	if err != nil {
 		return err
 	}
+	if in.Settings.Egress {
+		if in.Slirp, err = exec.LookPath("slirp4netns"); err != nil {
+			ports.close()
+			return fmt.Errorf("egress: %w (apt-get install slirp4netns)", err)
+		}
+	}
 	components := component.All(in)
 	if err := step("certificates", "", func() error { return prepare(in, components) }); err != nil {
 		ports.close()
@@ -212,10 +219,8 @@ func (d *Daemon) start(ctx context.Context, report func(status.Event)) error {
 	if err := in.Settings.Save(in.Node.StatePath("node.json")); err != nil {
 		return err
 	}
-	if err := d.startComponents(ctx, components, report); err != nil {
-		return err
-	}
-	return nil
+	in.AnchorPID = d.node.AnchorPID()
+	return d.startComponents(ctx, component.All(in), report)
 }
 
 // openNode finds the node's namespaces or makes them, and moves this process into
@@ -227,7 +232,7 @@ func (d *Daemon) openNode(ctx context.Context) error {
 		if err := sweep(ctx, d.cgroups, in.Node); err != nil {
 			return err
 		}
-		if n, err = node.Create(ctx, in.Node, in.Settings, d.cgroups, nil); err != nil {
+		if n, err = node.Create(ctx, in.Node, in.Settings, d.cgroups, resolvers(in.Settings)); err != nil {
 			return err
 		}
 	}
@@ -241,6 +246,14 @@ func (d *Daemon) openNode(ctx context.Context) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.node = n
+	return nil
+}
+
+// resolvers are the name servers the node itself can reach.
+func resolvers(s settings.Node) []string {
+	if s.Egress {
+		return []string{settings.EgressResolver}
+	}
 	return nil
 }
 

@@ -13,6 +13,7 @@ import (
 	"github.com/hypernetes/hypernetes/cluster/apiclient"
 	"github.com/hypernetes/hypernetes/cluster/component"
 	"github.com/hypernetes/hypernetes/cluster/manifest"
+	"github.com/hypernetes/hypernetes/cluster/node"
 	"github.com/hypernetes/hypernetes/cluster/preload"
 	"github.com/hypernetes/hypernetes/cluster/settings"
 	"github.com/hypernetes/hypernetes/cluster/status"
@@ -24,12 +25,22 @@ import (
 func (d *Daemon) startComponents(ctx context.Context, components []component.Component, report func(status.Event)) error {
 	in := d.input
 	check := probes(in, d.node.Dial)
+	check["slirp4netns"] = func(context.Context) error {
+		if !d.node.HasLink(settings.EgressLink) {
+			return errors.New("no link " + settings.EgressLink + " yet")
+		}
+		return nil
+	}
 	specs := make([]supervisor.Spec, 0, len(components))
 	for _, c := range components {
-		specs = append(specs, supervisor.Spec{
+		spec := supervisor.Spec{
 			Name: c.Name, Path: c.Path, Args: c.Args, Env: c.Env, After: c.After,
 			Ready: check[c.Name], StopTimeout: time.Duration(c.StopSeconds) * time.Second, Inputs: c.Files,
-		})
+		}
+		if c.OnHost {
+			spec.Launcher = node.OnHost{Node: d.node}
+		}
+		specs = append(specs, spec)
 	}
 	sup, err := supervisor.New(d.node, supervisor.Files{Log: in.Node.Log, Record: in.Node.Record}, specs)
 	if err != nil {
@@ -99,8 +110,15 @@ func (d *Daemon) bootstrap(ctx context.Context, archives []preload.Archive, repo
 	if err != nil {
 		return err
 	}
+	forward := ""
+	if in.Settings.HostNetwork {
+		forward = "/etc/resolv.conf"
+	} else if in.Settings.Egress {
+		forward = settings.EgressResolver
+	}
 	objects, err := manifest.Render(manifest.Values{
-		NodeIP: in.Settings.NodeIP, MetricsPort: component.MetricsPort, DNSServiceIP: settings.DNSServiceIP,
+		Forward: forward,
+		NodeIP:  in.Settings.NodeIP, MetricsPort: component.MetricsPort, DNSServiceIP: settings.DNSServiceIP,
 		ClusterDomain: settings.ClusterDomain, CA: ca, CoreDNSImage: preload.Find(archives, "h8s.local/coredns:"), Overhead: overhead,
 	})
 	if err != nil {

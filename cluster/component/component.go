@@ -23,6 +23,10 @@ type Input struct {
 	Proxy string
 	// Path is the PATH of every component.
 	Path string
+	// Slirp is the path of slirp4netns, and AnchorPID the process whose network it is
+	// to serve; both only for egress.
+	Slirp     string
+	AnchorPID int
 }
 
 // Component is one program: how it is called and the files it needs.
@@ -34,18 +38,37 @@ type Component struct {
 	After []string
 	// Files maps absolute paths to contents, all mode 0600.
 	Files map[string]string
+	// OnHost says that it runs in the machine's namespaces, not in the node's.
+	OnHost bool
 	// StopSeconds is the patience between SIGTERM and SIGKILL.
 	StopSeconds int
 }
 
 // All returns the node's components in start order.
 func All(in Input) []Component {
-	if in.Settings.RuntimeOnly {
-		return []Component{containerd(in)}
+	all := []Component{containerd(in)}
+	if !in.Settings.RuntimeOnly {
+		all = []Component{
+			etcd(in), containerd(in), apiserver(in), controllerManager(in), scheduler(in),
+			kubeProxy(in), kubelet(in), metricsServer(in),
+		}
 	}
-	return []Component{
-		etcd(in), containerd(in), apiserver(in), controllerManager(in), scheduler(in),
-		kubeProxy(in), kubelet(in), metricsServer(in),
+	if in.Settings.Egress {
+		all = append(all, egress(in))
+	}
+	return all
+}
+
+// egress connects the node to the machine's network as an ordinary program would be:
+// by sockets, without a link or a rule on the machine.
+func egress(in Input) Component {
+	return Component{
+		Name: "slirp4netns", Path: in.Slirp, OnHost: true, StopSeconds: 3, Files: map[string]string{},
+		Args: []string{
+			"slirp4netns", "--configure", "--mtu=1500", "--disable-host-loopback",
+			"--netns-type=path", fmt.Sprintf("/proc/%d/ns/net", in.AnchorPID), settings.EgressLink,
+		},
+		Env: []string{"PATH=" + in.Path},
 	}
 }
 

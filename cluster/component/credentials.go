@@ -2,6 +2,7 @@ package component
 
 import (
 	"fmt"
+	"hash/fnv"
 
 	"github.com/hypernetes/hypernetes/cluster/pki"
 	"github.com/hypernetes/hypernetes/cluster/settings"
@@ -71,5 +72,26 @@ default_memory_mib = 256
 default_vcpus = 1
 kubelet_root = "/var/lib/kubelet"
 state_dir = "/run/h8s-shim"
-`, a.Share("vmlinux"), a.Share("initramfs.img"), a.Share("scratch.ext4"))
+scratch_dir = "/var/lib/h8s-shim"
+uid_base = %d
+`, a.Share("vmlinux"), a.Share("initramfs.img"), a.Share("scratch.ext4"), uidBase(in.Node.Name))
+}
+
+// Users of virtual machines: each node has 65536 of its own, so that the machines of
+// two nodes cannot signal or trace each other.
+const (
+	firstUID     = 1879048192
+	uidsPerNode  = 65536
+	uidRanges    = 4096
+	standardNode = "h8s"
+)
+
+// uidBase spreads nodes over the ranges by name; the standard node has the first.
+func uidBase(name string) int {
+	if name == standardNode {
+		return firstUID
+	}
+	h := fnv.New32a()
+	_, _ = h.Write([]byte(name)) // cannot fail
+	return firstUID + (1+int(h.Sum32()%(uidRanges-1)))*uidsPerNode
 }

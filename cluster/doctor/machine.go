@@ -45,7 +45,7 @@ func Machine(in Input) []Check {
 		{"memory", memory},
 		{"disk", disk(in.Settings.Name)},
 		{"cgroups", cgroups},
-		{"qemu", qemu},
+		{"qemu", qemuVersion},
 		{"mkfs.erofs", tool("mkfs.erofs", "erofs-utils", "turns image layers into files a virtual machine attaches")},
 		{"nft", tool("nft", "nftables", "kube-proxy and hostPorts write their rules with it")},
 		{"conntrack", optionalTool("conntrack", "kube-proxy cannot drop stale UDP flows of Services without it")},
@@ -55,7 +55,9 @@ func Machine(in Input) []Check {
 		{"components", components(in.Artifacts)},
 		{"guest", guest(in.Artifacts)},
 		{"ports", ports(in)},
-		{"kvm", kvm},
+	}
+	if !in.Quick {
+		checks = append(checks, Check{"kvm", kvm})
 	}
 	if in.Settings.Egress {
 		checks = append(checks, Check{"slirp4netns", tool("slirp4netns", "slirp4netns", "--egress needs it")})
@@ -155,7 +157,7 @@ func cgroups(context.Context) Result {
 
 const qemuBinary = "qemu-system-x86_64"
 
-func qemu(ctx context.Context) Result {
+func qemuVersion(ctx context.Context) Result {
 	const remedy = "apt-get install qemu-system-x86"
 	path, err := exec.LookPath(qemuBinary)
 	if err != nil {

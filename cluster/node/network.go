@@ -6,6 +6,8 @@ import (
 	"net"
 	"os"
 
+	"github.com/google/nftables"
+	"github.com/google/nftables/expr"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
@@ -59,12 +61,37 @@ func configureNetwork(nodeIP string) error {
 			return fmt.Errorf("route %s: %w", cidr, err)
 		}
 	}
+	if err := masquerade(); err != nil {
+		return fmt.Errorf("nftables: %w", err)
+	}
 	for _, s := range sysctls {
 		if err := os.WriteFile("/proc/sys/"+s.key, []byte(s.value), 0); err != nil {
 			return fmt.Errorf("sysctl: %w", err)
 		}
 	}
 	return nil
+}
+
+// masquerade gives what leaves by the egress link the node's address there. Without
+// that link the rule matches nothing.
+func masquerade() error {
+	c, err := nftables.New()
+	if err != nil {
+		return err
+	}
+	table := c.AddTable(&nftables.Table{Family: nftables.TableFamilyIPv4, Name: "h8s"})
+	chain := c.AddChain(&nftables.Chain{
+		Name: "postrouting", Table: table, Type: nftables.ChainTypeNAT,
+		Hooknum: nftables.ChainHookPostrouting, Priority: nftables.ChainPriorityNATSource,
+	})
+	name := make([]byte, unix.IFNAMSIZ)
+	copy(name, settings.EgressLink)
+	c.AddRule(&nftables.Rule{Table: table, Chain: chain, Exprs: []expr.Any{
+		&expr.Meta{Key: expr.MetaKeyOIFNAME, Register: 1},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: name},
+		&expr.Masq{},
+	}})
+	return c.Flush()
 }
 
 // addLink makes a dummy interface, or a bridge without ports where the kernel has

@@ -18,6 +18,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"github.com/hypernetes/hypernetes/cluster/cgroup"
@@ -218,6 +219,30 @@ func (n *Node) Start(cmd *exec.Cmd, component string) error {
 	}
 	cmd.SysProcAttr.Setsid = true
 	return n.startIn(cmd, component, []namespace{ipcNS, utsNS, netNS, mountNS})
+}
+
+// OnHost starts processes in the machine's namespaces but in the node's cgroups.
+type OnHost struct{ Node *Node }
+
+// Start starts cmd as leader of a new session.
+func (o OnHost) Start(cmd *exec.Cmd, component string) error {
+	if cmd.SysProcAttr == nil {
+		cmd.SysProcAttr = &syscall.SysProcAttr{}
+	}
+	cmd.SysProcAttr.Setsid = true
+	return o.Node.startIn(cmd, component, nil)
+}
+
+// HasLink reports whether the node has a network interface called name.
+func (n *Node) HasLink(name string) bool {
+	err := onOwnThread(func() error {
+		if err := n.enter([]namespace{netNS}); err != nil {
+			return err
+		}
+		_, err := netlink.LinkByName(name)
+		return err
+	})
+	return err == nil
 }
 
 func (n *Node) startIn(cmd *exec.Cmd, component string, enter []namespace) error {

@@ -28,6 +28,13 @@ const (
 	APIPort       = 6443
 )
 
+// The link and the resolver slirp4netns gives a node with egress; their network is
+// between it and the node only.
+const (
+	EgressLink     = "tap0"
+	EgressResolver = "10.0.2.3"
+)
+
 // Node is one node's settings.
 type Node struct {
 	Name string `json:"name"`

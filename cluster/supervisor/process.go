@@ -75,7 +75,11 @@ func (c *component) start() (node.Identity, error) {
 	// when its supervisor is gone.
 	cmd.Stdout, cmd.Stderr = logFile, logFile
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	if err := c.sup.launcher.Start(cmd, c.spec.Name); err != nil {
+	launcher := c.sup.launcher
+	if c.spec.Launcher != nil {
+		launcher = c.spec.Launcher
+	}
+	if err := launcher.Start(cmd, c.spec.Name); err != nil {
 		return node.Identity{}, err
 	}
 	id, err := node.Identify(cmd.Process.Pid)

@@ -56,6 +56,8 @@ type Spec struct {
 	Ready func(ctx context.Context) error
 	// StopTimeout is the time between SIGTERM and SIGKILL.
 	StopTimeout time.Duration
+	// Launcher starts it instead of the supervisor's launcher, if set.
+	Launcher Launcher
 	// Inputs are the configuration files it reads, path to content; a process started
 	// with others is not adopted.
 	Inputs map[string]string

@@ -13,6 +13,9 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/spf13/cobra"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/hypernetes/hypernetes/cluster/image"
+	"github.com/hypernetes/hypernetes/cluster/layout"
 )
 
 // stopTimeout is how long, in seconds, a process may take to end on SIGTERM.
@@ -145,6 +148,11 @@ func (h *hyper) haveImage(ctx context.Context, ref, policy string) error {
 			return nil
 		}
 	}
+	if policy == "missing" {
+		if loaded, err := h.loadShipped(ctx, ref); loaded || err != nil {
+			return err
+		}
+	}
 	reason := "and --pull never forbids to fetch it"
 	if policy != "never" {
 		_, err := h.images.PullImage(ctx, &cri.PullImageRequest{Image: spec})
@@ -155,6 +163,27 @@ func (h *hyper) haveImage(ctx context.Context, ref, policy string) error {
 	}
 	return fmt.Errorf("image %q is not on the node, %s\n  load it:      hyperctl load FILE.tar   (from `docker save` or `h8s image build`)\n  or use one of: %s: %w",
 		ref, reason, strings.Join(h.imageNames(ctx), ", "), errdefs.ErrNotFound)
+}
+
+// loadShipped loads the image if an archive that came along with h8s has it.
+func (h *hyper) loadShipped(ctx context.Context, ref string) (bool, error) {
+	artifacts, err := layout.FindArtifacts()
+	if err != nil {
+		return false, err
+	}
+	file, err := image.FindArchive(artifacts.ImagesDir(), ref)
+	if errors.Is(err, errdefs.ErrNotFound) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	s, err := h.store()
+	if err != nil {
+		return false, err
+	}
+	_, err = s.Load(ctx, file)
+	return err == nil, err
 }
 
 // imageNames are the images one could use instead, by their short names.

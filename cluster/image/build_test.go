@@ -200,3 +200,17 @@ Conf libc6 (2.36-9+deb12u14 Debian:12.15/oldstable [amd64])
 		t.Errorf("got %v", got)
 	}
 }
+
+func TestFindArchive(t *testing.T) {
+	b := testBuilder(t, baseRecipe)
+	_, err := b.Build(context.Background(), "base")
+	must(t, err, os.WriteFile(filepath.Join(b.Images, "broken.tar"), []byte("x"), 0o600))
+	for ref, want := range map[string]error{
+		"base": nil, "docker.io/library/base:latest": nil, "h8s.local/base:1": nil,
+		"base:2": errdefs.ErrNotFound, "other": errdefs.ErrNotFound, "Not An Image": errdefs.ErrInvalidArgument,
+	} {
+		if got, err := FindArchive(b.Images, ref); !errors.Is(err, want) || (want == nil && filepath.Base(got) != "base.tar") {
+			t.Errorf("%s: %q, %v; want %v", ref, got, err, want)
+		}
+	}
+}

@@ -6,10 +6,12 @@ import (
 	"fmt"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"sort"
 	"strings"
 
 	"github.com/containerd/errdefs"
+	"github.com/google/go-containerregistry/pkg/name"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
@@ -127,4 +129,28 @@ func (s Store) explain(what string, err error) error {
 		return fmt.Errorf("%s: no containerd at %s; start the node with `h8s up`: %w", what, s.Socket, errdefs.ErrUnavailable)
 	}
 	return fmt.Errorf("%s: %s", what, status.Convert(err).Message())
+}
+
+// FindArchive looks in dir for an archive that carries the image ref, spelt in
+// any way users may. It fails with errdefs.ErrNotFound if there is none; files
+// that are not image archives are passed over.
+func FindArchive(dir, ref string) (string, error) {
+	parsed, err := name.ParseReference(ref)
+	if err != nil {
+		return "", fmt.Errorf("image %q: %w: %w", ref, err, errdefs.ErrInvalidArgument)
+	}
+	full := parsed.Name()
+	if rest, ok := strings.CutPrefix(full, name.DefaultRegistry+"/"); ok {
+		full = "docker.io/" + rest
+	}
+	files, err := filepath.Glob(filepath.Join(dir, "*.tar"))
+	if err != nil {
+		return "", fmt.Errorf("image directory: %w", err)
+	}
+	for _, f := range files {
+		if info, err := Inspect(f); err == nil && slices.Contains(info.Tags, full) {
+			return f, nil
+		}
+	}
+	return "", fmt.Errorf("image %s: no archive in %s has it: %w", full, dir, errdefs.ErrNotFound)
 }

@@ -551,6 +551,9 @@ func (g *guest) testBackpressure() {
 func (g *guest) testReconnect() {
 	g.sleeper("stay", nil)
 	check(g.t, g.host.Close())
+	// The channel has no mark between two connections: the guest must have seen the end
+	// of one before the other begins, and nothing tells the host that it has.
+	time.Sleep(3 * time.Second)
 	g.connect()
 	out := g.stdio("stay", "", 1) // the process's output goes here now
 	g.follow(g.t, 0)

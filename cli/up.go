@@ -219,12 +219,8 @@ func spawn(ctx context.Context, l layout.Node, s settings.Node, report func(stat
 
 func announce(cmd *cobra.Command, l layout.Node, s settings.Node, took time.Duration, merge bool) error {
 	out := cmd.OutOrStdout()
-	suffix := ""
-	if s.Name != DefaultNode {
-		suffix = " --name " + s.Name
-	}
 	if s.RuntimeOnly {
-		fmt.Fprintf(out, "Runtime ready in %.1fs. Next: hyperctl%s run -d busybox sleep 1000\n", took.Seconds(), suffix)
+		fmt.Fprintf(out, "Runtime ready in %.1fs. Next: hyperctl --node %s run -d busybox sleep 1000\n", took.Seconds(), s.Name)
 		return nil
 	}
 	fmt.Fprintf(out, "Ready in %.1fs. ", took.Seconds())
@@ -235,7 +231,7 @@ func announce(cmd *cobra.Command, l layout.Node, s settings.Node, took time.Dura
 		fmt.Fprintf(out, "kubectl context is %q. Next: kubectl get nodes\n", s.Name)
 		return nil
 	}
-	fmt.Fprintf(out, "Next: h8s kubectl%s get pods -A\n", suffix)
+	fmt.Fprintf(out, "Next: h8s kubectl%s get pods -A\n", nameSuffix(l.Name))
 	return nil
 }
 

@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"strings"
 	"time"
 
 	"github.com/containerd/log"
@@ -65,7 +66,7 @@ func (p *proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 func (p *proxy) connect(w http.ResponseWriter, r *http.Request) {
 	out, err := dialOut(r.Context(), r.Host)
 	if err != nil {
-		http.Error(w, err.Error(), http.StatusBadGateway)
+		refuse(w, r.Host, err)
 		return
 	}
 	in, buffered, err := http.NewResponseController(w).Hijack()
@@ -81,6 +82,25 @@ func (p *proxy) connect(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	p.gateway.splice(in, out)
+}
+
+// refuse answers a CONNECT in the reason phrase: of all of an answer that is the one
+// part Go's clients repeat, so it is what people see in the events of a Pod.
+func refuse(w http.ResponseWriter, host string, cause error) {
+	conn, _, err := http.NewResponseController(w).Hijack()
+	if err != nil {
+		http.Error(w, cause.Error(), http.StatusBadGateway)
+		return
+	}
+	defer conn.Close()
+	reason := fmt.Sprintf("registry %.100s cannot be reached from this machine: %.300s; without a registry, load the image: h8s image load FILE.tar", host, cause)
+	reason = strings.Map(func(r rune) rune {
+		if r < ' ' || r == 0x7f {
+			return ' '
+		}
+		return r
+	}, reason)
+	_, _ = fmt.Fprintf(conn, "HTTP/1.1 502 %s\r\nConnection: close\r\nContent-Length: 0\r\n\r\n", reason)
 }
 
 // dialOut connects to host:port, by way of the host's proxy if there is one for it.

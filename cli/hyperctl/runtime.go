@@ -41,6 +41,7 @@ type hyper struct {
 	netns        string // "" for our own
 	logs         string // directory for container logs, the same inside the node
 	cgroupParent string
+	snapshotter  string // that unpacks what is loaded; "" for the runtime's default
 }
 
 // connect opens the runtime, starting our node if that is the one meant and
@@ -58,6 +59,7 @@ func (o *options) connect(ctx context.Context, progress io.Writer) (*hyper, erro
 	if err != nil {
 		return nil, err
 	}
+	h.snapshotter = "erofs"
 	h.socket, h.logs, h.cgroupParent = l.ContainerdSocket(), l.StatePath("log", "hyperctl"), l.Cgroup()+"/hyperctl"
 	if !answers(h.socket) {
 		if err := startNode(ctx, l, progress); err != nil {
@@ -136,7 +138,7 @@ func (h *hyper) store() (image.Store, error) {
 	if err != nil {
 		return image.Store{}, err
 	}
-	return image.Store{Socket: h.socket, Containerd: artifacts.Bin("containerd")}, nil
+	return image.Store{Socket: h.socket, Containerd: artifacts.Bin("containerd"), Snapshotter: h.snapshotter}, nil
 }
 
 // dialNode connects to an address of the node's loopback. The thread that

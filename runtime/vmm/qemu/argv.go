@@ -15,9 +15,9 @@ import (
 )
 
 const (
-	// MinMemory is the least guest RAM a VM starts with, in bytes: below it neither
-	// kernel unpacks its initramfs.
-	MinMemory = 64 << 20
+	// MinMemory is the least guest RAM a VM starts with, in bytes: with 64 MiB
+	// HyperKernel does not get to PID 1. Debian's kernel needs 112 MiB.
+	MinMemory = 80 << 20
 	// maxDisks bounds a VM's disks: far over any Pod's, within virtio-scsi's LUNs.
 	maxDisks = 1024
 	maxVCPUs = 32

@@ -2,6 +2,7 @@ package testcluster
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"flag"
 	"fmt"
@@ -17,7 +18,7 @@ import (
 
 // PublishedPort is a port of the node that is published on the host's loopback
 // under the same number, for tests of hostPort.
-const PublishedPort = "18001"
+var PublishedPort = cmp.Or(os.Getenv("H8S_E2E_PUBLISH"), "18001")
 
 // upTimeout is for a first start under load: unpacking images, starting etcd.
 const upTimeout = 10 * time.Minute

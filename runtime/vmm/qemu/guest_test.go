@@ -27,8 +27,15 @@ func TestMain(m *testing.M) {
 	if os.Getenv("H8S_TEST_PARENT") != "" {
 		parentMain()
 	}
-	os.Exit(m.Run())
+	code := m.Run()
+	if err := os.RemoveAll(scratchDir); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+	}
+	os.Exit(code)
 }
+
+// scratchDir holds what all tests share; it goes with the process.
+var scratchDir string
 
 // guestFiles are what the tests boot: a kernel of out/share and an initramfs made here.
 type guestFiles struct{ variant, kernel, initrd string }
@@ -38,6 +45,7 @@ var buildInit = sync.OnceValues(func() (string, error) {
 	if err != nil {
 		return "", err
 	}
+	scratchDir = dir
 	cmd := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", filepath.Join(dir, "init"), "./testdata/init")
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {

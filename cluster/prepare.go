@@ -32,7 +32,7 @@ func prepare(in component.Input, components []component.Component) error {
 	}
 	files := map[string]string{
 		in.Node.StatePath("etc", "hyper.toml"):               component.HyperConfig(in),
-		in.Node.StatePath("cni", "net.d", "10-h8s.conflist"): component.CNIConfig(),
+		in.Node.StatePath("cni", "net.d", "10-h8s.conflist"): component.CNIConfig(in.Settings),
 	}
 	for _, c := range components {
 		for path, content := range c.Files {

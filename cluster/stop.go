@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"time"
 
+	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 
 	"github.com/hypernetes/hypernetes/cluster/cgroup"
@@ -66,7 +67,7 @@ func (d *Daemon) stop(ctx context.Context, keepPods bool, report func(status.Eve
 		if err := d.cgroups.Leave(d.input.Node.Cgroup()); err != nil {
 			return "", err
 		}
-		failed = errors.Join(sweep(ctx, d.cgroups, d.input.Node), clearRun(d.input.Node))
+		failed = errors.Join(sweep(ctx, d.cgroups, d.input.Node), clearRules(d.input.Settings), clearRun(d.input.Node))
 		return "", failed
 	})
 	return failed
@@ -127,7 +128,11 @@ func Stop(ctx context.Context, l layout.Node, keepPods bool, report func(status.
 	}
 	var failed error
 	step("namespaces", func() (string, error) {
-		failed = errors.Join(sweep(ctx, cg, l), clearRun(l))
+		s, err := settings.Load(l.StatePath("node.json"))
+		if errdefs.IsNotFound(err) {
+			err = nil
+		}
+		failed = errors.Join(err, sweep(ctx, cg, l), clearRules(s), clearRun(l))
 		return "", failed
 	})
 	return failed
@@ -188,6 +193,14 @@ func sweep(ctx context.Context, cg *cgroup.Host, l layout.Node) error {
 		return cg.Remove(ctx, "/h8s")
 	}
 	return nil
+}
+
+// clearRules removes the rules components left on the machine's own network.
+func clearRules(s settings.Node) error {
+	if !s.HostNetwork {
+		return nil // they ended with the node's network namespace
+	}
+	return node.RemoveTables("kube-proxy", "cni_hostport", "cni_plugins_masquerade")
 }
 
 // clearRun empties the node's run directory but for the lock and the socket, which

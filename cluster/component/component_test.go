@@ -45,7 +45,7 @@ func TestGolden(t *testing.T) {
 			golden(t, c.Name, b.String())
 		})
 	}
-	golden(t, "cni", CNIConfig())
+	golden(t, "cni", CNIConfig(input(t).Settings))
 	golden(t, "hyper", HyperConfig(input(t)))
 }
 

@@ -111,14 +111,15 @@ func kubeProxy(in Input) Component {
 }
 
 // CNIConfig is the default network: routed, without a bridge. Each Pod gets a veth
-// whose host end the node routes its address to.
-func CNIConfig() string {
+// whose host end the node routes its address to. A node on the machine's own network
+// lets Pods out under its address; an isolated one has its own rule for its egress.
+func CNIConfig(s settings.Node) string {
 	b, err := json.MarshalIndent(doc{
 		"cniVersion": "1.0.0",
 		"name":       "h8s",
 		"plugins": []doc{
 			{
-				"type": "ptp", "ipMasq": false, "mtu": 1500,
+				"type": "ptp", "ipMasq": s.HostNetwork, "ipMasqBackend": "nftables", "mtu": 1500,
 				"ipam": doc{
 					"type":   "host-local",
 					"ranges": [][]doc{{{"subnet": settings.NodePodCIDR}}},

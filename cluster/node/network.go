@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"slices"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
@@ -91,6 +92,25 @@ func masquerade() error {
 		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: name},
 		&expr.Masq{},
 	}})
+	return c.Flush()
+}
+
+// RemoveTables deletes nftables tables by name, of any family, in the calling
+// process's network namespace. Other tables are not touched.
+func RemoveTables(names ...string) error {
+	c, err := nftables.New()
+	if err != nil {
+		return err
+	}
+	tables, err := c.ListTables()
+	if err != nil {
+		return err
+	}
+	for _, t := range tables {
+		if slices.Contains(names, t.Name) {
+			c.DelTable(t)
+		}
+	}
 	return c.Flush()
 }
 

@@ -125,12 +125,12 @@ lint: ## gofmt, go vet, staticcheck
 
 .PHONY: unit
 unit: ## Unit and integration tests of every package
-	@$(GO) test -timeout 20m ./...
+	@$(GO) test -timeout 20m $$($(GO) list ./... | grep -v /test/e2e)
 	@for m in kubernetes containerd coredns; do (cd dist/$$m && $(GO) test ./...); done
 
 .PHONY: e2e
 e2e: ## End-to-end tests against a real cluster
-	@$(GO) test -count=1 -timeout 45m -v ./test/e2e/...
+	@$(GO) test -count=1 -timeout 45m -p 1 -v ./test/e2e/...
 
 .PHONY: bench
 bench: build ## Benchmarks; figures go to docs/performance.md

@@ -179,6 +179,20 @@ func (r *testRuntime) want(code int, part string, args ...string) string {
 	return strings.TrimSpace(out)
 }
 
+// awaitLog waits until a Pod has printed something.
+func (r *testRuntime) awaitLog(pod, text string) {
+	r.t.Helper()
+	tick := time.NewTicker(50 * time.Millisecond)
+	defer tick.Stop()
+	for range 400 {
+		if _, out, _ := r.call(nil, "logs", pod); strings.Contains(out, text) {
+			return
+		}
+		<-tick.C
+	}
+	r.t.Fatalf("Pod %s never printed %q", pod, text)
+}
+
 func TestPodsUnderRunc(t *testing.T) {
 	r := startRuntime(t)
 	t.Setenv("HYPERCTL_RUNTIME", "runc")
@@ -197,6 +211,7 @@ func TestPodsUnderRunc(t *testing.T) {
 	})
 	t.Run("detached", func(t *testing.T) {
 		pod := r.want(0, "", "run", "-d", "--name", "box", "-e", "GREETING=hello", "busybox", "sh", "-c", "echo started; exec sleep 1000")
+		r.awaitLog("box", "started")
 		if len(pod) != 64 {
 			t.Fatalf("run -d printed %q", pod)
 		}
@@ -216,6 +231,7 @@ func TestPodsUnderRunc(t *testing.T) {
 	})
 	t.Run("signals and memory", func(t *testing.T) {
 		pod := r.want(0, "", "run", "-d", "h8s.local/testbox", "signals", "-code", "5")
+		r.awaitLog(pod, "ready")
 		r.want(0, "", "stop", pod)
 		r.want(0, "exited (5)", "ps", "-a")
 		r.want(137, "", "run", "-m", "24M", "--name", "hog", "h8s.local/testbox", "mem", "200")

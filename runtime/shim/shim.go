@@ -1,0 +1,161 @@
+// Package shim is containerd-shim-hyper-v2 put together: one process that is one Pod's
+// way to containerd.
+//
+// It owns which real thing stands behind each interface. It must not decide anything
+// about Pods.
+package shim
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"path/filepath"
+	"runtime/debug"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/containerd/log"
+
+	"github.com/hypernetes/hypernetes/runtime/bootstrap"
+	"github.com/hypernetes/hypernetes/runtime/config"
+	"github.com/hypernetes/hypernetes/runtime/disk"
+	"github.com/hypernetes/hypernetes/runtime/events"
+	"github.com/hypernetes/hypernetes/runtime/janitor"
+	"github.com/hypernetes/hypernetes/runtime/nic"
+	"github.com/hypernetes/hypernetes/runtime/sandbox"
+	"github.com/hypernetes/hypernetes/runtime/service"
+	"github.com/hypernetes/hypernetes/runtime/vmm"
+	"github.com/hypernetes/hypernetes/runtime/vmm/qemu"
+	"github.com/hypernetes/hypernetes/runtime/vmuser"
+)
+
+// Program returns the shim of this version.
+func Program(version string) bootstrap.Program {
+	return bootstrap.Program{
+		Check:  check,
+		Serve:  func(ctx context.Context, p bootstrap.Params, l net.Listener) error { return serve(ctx, p, l, version) },
+		Delete: collect,
+	}
+}
+
+func check(p bootstrap.Params) error {
+	c, err := config.Load(p.ConfigPath)
+	if err != nil {
+		return err
+	}
+	for _, f := range []struct{ key, path string }{{"kernel", c.Kernel}, {"initrd", c.Initrd}, {"scratch", c.Scratch}} {
+		if _, err := os.Stat(f.path); f.path != "" && err != nil {
+			return fmt.Errorf("%s: %w: %w; remedy: make guest, or set %s in hyper.toml", f.key, err, errdefs.ErrNotFound, f.key)
+		}
+	}
+	return nil
+}
+
+// flushTime bounds sending the last events.
+const flushTime = 3 * time.Second
+
+func serve(ctx context.Context, p bootstrap.Params, l net.Listener, version string) error {
+	cfg, err := config.Load(p.ConfigPath)
+	if err != nil {
+		return err
+	}
+	if cfg.Debug {
+		_ = log.SetLevel("debug")
+	}
+	publisher := events.New(p.Address, p.Namespace)
+	s := sandbox.New(sandbox.Options{
+		ID: p.ID, Namespace: p.Namespace, Bundle: p.Bundle, Socket: p.Socket, Version: version,
+		Config: cfg, Host: host{cfg}, Publisher: publisher,
+	})
+	idle := time.AfterFunc(idleAfter, debug.FreeOSMemory)
+	defer idle.Stop()
+	err = service.New(s, version).Serve(ctx, l)
+	stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), flushTime)
+	defer cancel()
+	if cerr := s.Close(stop); err == nil {
+		err = cerr
+	}
+	publisher.Close(stop)
+	return err
+}
+
+// idleAfter is when most Pods have started: what starting took is given back then.
+const idleAfter = 30 * time.Second
+
+// collect is harmless while the sandbox's shim lives: containerd calls it for every
+// container that ends.
+func collect(ctx context.Context, p bootstrap.Params) error {
+	cfg, err := config.Load(p.ConfigPath)
+	if err != nil {
+		// Without a configuration there is nowhere to look but the default place.
+		cfg = config.Default()
+	}
+	r, err := janitor.Find(cfg.StateDir, p.Namespace, p.ID, p.Bundle)
+	switch {
+	case errdefs.IsNotFound(err):
+		return nil
+	case err != nil:
+		return err
+	}
+	err = janitor.Collect(ctx, cfg.StateDir, r)
+	if errdefs.IsFailedPrecondition(err) {
+		return nil
+	}
+	return err
+}
+
+// host is the machine.
+type host struct{ cfg config.Config }
+
+// VMM implements sandbox.Host.
+func (h host) VMM(ctx context.Context) (vmm.VMM, string, error) {
+	facts, err := qemu.Probe(ctx, h.cfg.QEMU, filepath.Join(h.cfg.StateDir, "qemu.json"))
+	if err != nil {
+		return nil, "", err
+	}
+	accel := h.cfg.Accelerator
+	if accel == "auto" {
+		accel = facts.Accelerator
+	}
+	return qemu.New(facts), accel, nil
+}
+
+// Attach implements sandbox.Host.
+func (host) Attach(ctx context.Context, netns string) (*nic.Attachment, error) {
+	return nic.Attach(ctx, netns)
+}
+
+// Detach implements sandbox.Host.
+func (host) Detach(ctx context.Context, s nic.State) error {
+	if s.NetNS == "" {
+		return nil
+	}
+	return nic.Detach(ctx, s)
+}
+
+// Forward implements sandbox.Host.
+func (host) Forward(ctx context.Context, netns string, dial nic.Dialer) (io.Closer, error) {
+	return nic.NewPortForwarder(ctx, netns, dial)
+}
+
+// Scratch implements sandbox.Host.
+func (h host) Scratch(ctx context.Context) (*os.File, error) {
+	if h.cfg.Scratch == "" {
+		return nil, nil
+	}
+	if err := os.MkdirAll(h.cfg.ScratchDir, 0o700); err != nil {
+		return nil, fmt.Errorf("scratch_dir: %w", err)
+	}
+	return disk.NewScratch(ctx, h.cfg.ScratchDir, h.cfg.Scratch, h.cfg.ScratchSizeGiB<<30)
+}
+
+// User implements sandbox.Host.
+func (h host) User(name string) (int, func(), error) {
+	u, err := vmuser.Take(filepath.Join(h.cfg.StateDir, "users"), h.cfg.UIDBase, config.UIDs, name)
+	if err != nil {
+		return 0, nil, err
+	}
+	return u.ID, u.Release, nil
+}

@@ -1,0 +1,75 @@
+package reset
+
+import (
+	"os"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/hypernetes/hypernetes/cluster/layout"
+)
+
+func TestRemove(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("mounts need root")
+	}
+	dir := t.TempDir()
+	l := layout.Node{Name: "reset-test", State: dir + "/state", Run: dir + "/run"}
+	if plan := Plan(l); len(plan) != 0 {
+		t.Errorf("plan of nothing: %v", plan)
+	}
+	for _, d := range []string{l.StatePath("a", "mnt"), l.Run} {
+		if err := os.MkdirAll(d, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := unix.Mount("tmpfs", l.StatePath("a", "mnt"), "tmpfs", 0, ""); err != nil {
+		t.Fatal(err)
+	}
+	file := l.StatePath("fixed")
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	setImmutable(t, file)
+	kinds := map[string]int{}
+	for _, item := range Plan(l) {
+		kinds[item.Kind]++
+	}
+	if kinds["mount"] != 1 || kinds["directory"] != 2 {
+		t.Errorf("plan: %v", kinds)
+	}
+	if err := Remove(t.Context(), l); err != nil {
+		clearImmutable(file)
+		t.Fatal(err)
+	}
+	if plan := Plan(l); len(plan) != 0 {
+		t.Errorf("left: %v", plan)
+	}
+	if err := Remove(t.Context(), l); err != nil {
+		t.Errorf("second time: %v", err)
+	}
+	if err := WaitDaemonGone(t.Context(), l); err != nil {
+		t.Errorf("no daemon: %v", err)
+	}
+}
+
+// setImmutable is best effort: not every file system has the flag.
+func setImmutable(t *testing.T, path string) {
+	t.Helper()
+	f, err := os.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if err := unix.IoctlSetPointerInt(int(f.Fd()), unix.FS_IOC_SETFLAGS, immutableFlag); err != nil {
+		t.Logf("no immutable files here: %v", err)
+	}
+}
+
+func TestUnder(t *testing.T) {
+	for path, want := range map[string]bool{"/a/b": true, "/a/b/c": true, "/a/bc": false, "/a": false} {
+		if got := under(path, "/a/b"); got != want {
+			t.Errorf("%s: %t", path, got)
+		}
+	}
+}

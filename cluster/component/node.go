@@ -217,8 +217,8 @@ disabled_plugins = [
         SystemdCgroup = false
 
 [plugins.'io.containerd.service.v1.diff-service']
-  # Debian's mkfs.erofs cannot read tar; walking unpacks into a directory first.
-  default = ['walking']
+  # The walking differ would mount a layer's parents on the host (libexec/mkfs.erofs).
+  default = ['erofs', 'walking']
 
 [plugins.'io.containerd.transfer.v1.local']
   config_path = '/etc/h8s/certs.d'
@@ -226,5 +226,5 @@ disabled_plugins = [
   [[plugins.'io.containerd.transfer.v1.local'.unpack_config]]
     platform = 'linux'
     snapshotter = 'erofs'
-    differ = 'walking'
+    differ = 'erofs'
 `

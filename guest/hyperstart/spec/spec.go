@@ -47,6 +47,8 @@ func Fit(raw []byte, g Guest) ([]byte, map[string]string, error) {
 	if s.Root == nil {
 		s.Root = &specs.Root{}
 	}
+	// What is used of later versions is the same in 1.0, the only one Debian's crun takes.
+	s.Version = "1.0.2"
 	s.Root.Path = "rootfs"
 	s.Hooks = nil // they name programs of the host
 	s.Hostname, s.Domainname = "", ""

@@ -79,7 +79,11 @@ func stopNode(cmd *cobra.Command, l layout.Node, keepPods bool) (bool, error) {
 	if cluster.Absent(l).Phase == status.Absent && !reset.AnythingRuns(l) {
 		return false, nil
 	}
-	err = cluster.Stop(cmd.Context(), l, keepPods, p.event)
+	a, err := layout.FindArtifacts()
+	if err != nil {
+		return true, err
+	}
+	err = cluster.Stop(cmd.Context(), a, l, keepPods, p.event)
 	if err != nil && reasonOf(err) == nil {
 		err = because("H8S_STOP_FAILED", err)
 	}

@@ -72,11 +72,18 @@ func NewDaemon(a layout.Artifacts, l layout.Node, s settings.Node) (*Daemon, err
 	if err != nil {
 		return nil, err
 	}
+	in := newInput(a, l, s, cg)
+	return &Daemon{input: in, cgroups: cg, lock: lock, phase: status.Starting, began: time.Now(), ended: make(chan struct{})}, nil
+}
+
+// newInput is what the components of a node depend on. It must come out the same for
+// the same node, or its components are not adopted.
+func newInput(a layout.Artifacts, l layout.Node, s settings.Node, cg *cgroup.Host) component.Input {
 	in := component.Input{Artifacts: a, Node: l, Settings: s, CgroupV1: !cg.Unified(), Path: component.SearchPath(a)}
 	if !s.HostNetwork {
 		in.Proxy = fmt.Sprintf("http://127.0.0.1:%d", proxyPort)
 	}
-	return &Daemon{input: in, cgroups: cg, lock: lock, phase: status.Starting, began: time.Now(), ended: make(chan struct{})}, nil
+	return in
 }
 
 func lockNode(l layout.Node) (*os.File, error) {

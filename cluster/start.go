@@ -24,25 +24,7 @@ import (
 // image import once containerd serves, bootstrap objects once the API server does.
 func (d *Daemon) startComponents(ctx context.Context, components []component.Component, report func(status.Event)) error {
 	in := d.input
-	check := probes(in, d.node.Dial)
-	check["slirp4netns"] = func(context.Context) error {
-		if !d.node.HasLink(settings.EgressLink) {
-			return errors.New("no link " + settings.EgressLink + " yet")
-		}
-		return nil
-	}
-	specs := make([]supervisor.Spec, 0, len(components))
-	for _, c := range components {
-		spec := supervisor.Spec{
-			Name: c.Name, Path: c.Path, Args: c.Args, Env: c.Env, After: c.After,
-			Ready: check[c.Name], StopTimeout: time.Duration(c.StopSeconds) * time.Second, Inputs: c.Files,
-		}
-		if c.OnHost {
-			spec.Launcher = node.OnHost{Node: d.node}
-		}
-		specs = append(specs, spec)
-	}
-	sup, err := supervisor.New(d.node, supervisor.Files{Log: in.Node.Log, Record: in.Node.Record}, specs)
+	sup, err := newSupervisor(d.node, in, components)
 	if err != nil {
 		return err
 	}
@@ -85,6 +67,29 @@ func (d *Daemon) startComponents(ctx context.Context, components []component.Com
 		}
 	}()
 	return err
+}
+
+// newSupervisor prepares a supervisor of components inside the node n.
+func newSupervisor(n *node.Node, in component.Input, components []component.Component) (*supervisor.Supervisor, error) {
+	check := probes(in, n.Dial)
+	check["slirp4netns"] = func(context.Context) error {
+		if !n.HasLink(settings.EgressLink) {
+			return errors.New("no link " + settings.EgressLink + " yet")
+		}
+		return nil
+	}
+	specs := make([]supervisor.Spec, 0, len(components))
+	for _, c := range components {
+		spec := supervisor.Spec{
+			Name: c.Name, Path: c.Path, Args: c.Args, Env: c.Env, After: c.After,
+			Ready: check[c.Name], StopTimeout: time.Duration(c.StopSeconds) * time.Second, Inputs: c.Files,
+		}
+		if c.OnHost {
+			spec.Launcher = node.OnHost{Node: n}
+		}
+		specs = append(specs, spec)
+	}
+	return supervisor.New(n, supervisor.Files{Log: in.Node.Log, Record: in.Node.Record}, specs)
 }
 
 // bootstrap applies the cluster's first objects and waits for the node to be Ready.

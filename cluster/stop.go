@@ -95,7 +95,7 @@ func drained(ctx context.Context, l layout.Node) (string, error) {
 
 // Stop stops a node that has no daemon: what runs is found by its records and its
 // cgroup.
-func Stop(ctx context.Context, l layout.Node, keepPods bool, report func(status.Event)) error {
+func Stop(ctx context.Context, a layout.Artifacts, l layout.Node, keepPods bool, report func(status.Event)) error {
 	cg, err := cgroup.Open()
 	if err != nil {
 		return err
@@ -111,9 +111,7 @@ func Stop(ctx context.Context, l layout.Node, keepPods bool, report func(status.
 	step := stepper(report)
 	step("kubelet", func() (string, error) { return "", stopRecorded(ctx, l, "kubelet") })
 	if !keepPods {
-		if _, err := os.Stat(l.ContainerdSocket()); err == nil {
-			step("pods", func() (string, error) { return drained(ctx, l) })
-		}
+		step("pods", func() (string, error) { return drainHeadless(ctx, a, l, cg) })
 	}
 	step("components", func() (string, error) {
 		var failed error
@@ -136,6 +134,38 @@ func Stop(ctx context.Context, l layout.Node, keepPods bool, report func(status.
 		return "", failed
 	})
 	return failed
+}
+
+// drainHeadless stops the Pods of a node without a daemon. Where containerd is not
+// running either, as after down --keep-pods, it is started for as long as that takes.
+func drainHeadless(ctx context.Context, a layout.Artifacts, l layout.Node, cg *cgroup.Host) (string, error) {
+	s, err := settings.Load(l.StatePath("node.json"))
+	if errdefs.IsNotFound(err) {
+		return "none", nil
+	}
+	if err != nil {
+		return "", err
+	}
+	n, err := node.Open(l, s, cg)
+	if errors.Is(err, fs.ErrNotExist) {
+		return "none", nil
+	}
+	if err != nil {
+		return "", err
+	}
+	in := newInput(a, l, s, cg)
+	in.Settings.RuntimeOnly, in.Settings.Egress = true, false
+	sup, err := newSupervisor(n, in, component.All(in))
+	if err != nil {
+		return "", err
+	}
+	defer sup.Stop()
+	ctx, cancel := context.WithTimeout(ctx, drainTimeout)
+	defer cancel()
+	if err := sup.Start(ctx); err != nil {
+		return "", err
+	}
+	return drained(ctx, l)
 }
 
 // stopRecorded ends the recorded process of a component, patiently at first.

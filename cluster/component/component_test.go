@@ -16,6 +16,7 @@ import (
 
 	"github.com/hypernetes/hypernetes/cluster/layout"
 	"github.com/hypernetes/hypernetes/cluster/settings"
+	"github.com/hypernetes/hypernetes/runtime/config"
 )
 
 var update = flag.Bool("update", false, "write the golden files anew")
@@ -128,8 +129,33 @@ func TestContainerdConfigIsTOML(t *testing.T) {
 	if err := toml.Unmarshal([]byte(containerdConfig(input(t))), &config); err != nil {
 		t.Fatal(err)
 	}
-	if err := toml.Unmarshal([]byte(HyperConfig(input(t))), &config); err != nil {
+}
+
+// TestHyperConfig lets the shim's own reader judge what we write for it.
+func TestHyperConfig(t *testing.T) {
+	in := input(t)
+	path := filepath.Join(t.TempDir(), "hyper.toml")
+	if err := os.WriteFile(path, []byte(HyperConfig(in)), 0o600); err != nil {
 		t.Fatal(err)
+	}
+	c, err := config.Load(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if c.Kernel != "/opt/h8s/share/vmlinux" || c.ScratchDir != "/var/lib/h8s-shim" {
+		t.Errorf("%+v", c)
+	}
+}
+
+func TestUIDBase(t *testing.T) {
+	for _, name := range []string{"h8s", "blue", "two", "e2e"} {
+		base := uidBase(name)
+		if base < firstUID || base+uidsPerNode > 1<<31 || (base-firstUID)%uidsPerNode != 0 {
+			t.Errorf("%s: %d", name, base)
+		}
+		if name != standardNode && base == firstUID {
+			t.Errorf("%s has the standard node's users", name)
+		}
 	}
 }
 

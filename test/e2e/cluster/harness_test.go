@@ -26,6 +26,8 @@ type node struct {
 	out  string
 	name string
 	port string
+	// class is the RuntimeClass of the test's Pod.
+	class string
 }
 
 // newNode skips the test if the built programs are missing, and makes sure that
@@ -45,7 +47,7 @@ func newNode(t *testing.T, name, port string) *node {
 			t.Skipf("%s is missing (run `make build`)", filepath.Join(out, need))
 		}
 	}
-	n := &node{t: t, out: out, name: name, port: port}
+	n := &node{t: t, out: out, name: name, port: port, class: "runc"}
 	t.Cleanup(func() {
 		if t.Failed() {
 			for _, c := range []string{"h8s", "containerd", "kubelet"} {

@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -15,11 +16,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-const pod = `apiVersion: v1
+const podTemplate = `apiVersion: v1
 kind: Pod
 metadata: {name: web, labels: {app: web}}
 spec:
-  runtimeClassName: runc
+  runtimeClassName: %s
   terminationGracePeriodSeconds: 1
   containers:
   - name: web
@@ -41,6 +42,30 @@ kind: Pod
 metadata: {name: bare}
 spec: {containers: [{name: c, image: x}]}
 `
+
+// TestLifeOfVirtualMachines repeats with a virtual machine what concerns Pods.
+func TestLifeOfVirtualMachines(t *testing.T) {
+	n := newNode(t, "e2e-vm", "17444")
+	n.class = "hyper"
+	for _, need := range []string{"bin/containerd-shim-hyper-v2", "share/vmlinux", "share/initramfs.img"} {
+		if _, err := os.Stat(filepath.Join(n.out, need)); err != nil {
+			t.Skipf("%s is missing (run `make build`)", filepath.Join(n.out, need))
+		}
+	}
+	before := n.inventory()
+	n.h8s("up", "--api-port", n.port, "--publish", "18077", "--publish", "18078:30077")
+	n.startPod(t)
+	n.killComponents(t)
+	n.killDaemon(t)
+	n.keepPods(t)
+	n.downAndUp(t)
+	n.h8s("down", "--keep-pods")
+	n.h8s("down")
+	n.h8s("reset", "--yes")
+	if left := added(before, n.inventory()); len(left) > 0 {
+		t.Errorf("left behind:\n%s", strings.Join(left, "\n"))
+	}
+}
 
 // TestLife takes one node through all an operator does to it. The steps build on
 // each other, as a cluster start per step would take most of the time.
@@ -122,7 +147,7 @@ func (n *node) defaultRuntimeClass(t *testing.T) {
 
 func (n *node) startPod(t *testing.T) {
 	eventually(t, 30*time.Second, func() error {
-		_, err := n.kubectl(pod, "apply", "-f", "-")
+		_, err := n.kubectl(fmt.Sprintf(podTemplate, n.class), "apply", "-f", "-")
 		return err
 	})
 	n.must("", "wait", "--for=condition=Ready", "pod/web", "--timeout=90s")

@@ -305,10 +305,7 @@ func newImageServeCommand() *cobra.Command {
 }
 
 func serveImages(ctx context.Context, listen, dir string) error {
-	registry, err := image.NewRegistry(dir)
-	if err != nil {
-		return err
-	}
+	registry := image.NewRegistry(ctx, dir)
 	defer registry.Close()
 	ctx, stop := signal.NotifyContext(ctx, syscall.SIGTERM, syscall.SIGINT)
 	defer stop()

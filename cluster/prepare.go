@@ -44,7 +44,7 @@ func prepare(in component.Input, components []component.Component) error {
 			return err
 		}
 	}
-	return os.MkdirAll(in.Node.StatePath("etc", "certs.d"), 0o755)
+	return nil
 }
 
 func writeFile(path, content string) error {

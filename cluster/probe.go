@@ -33,8 +33,9 @@ func probes(in component.Input, dial dialer) map[string]func(context.Context) er
 		"kube-proxy":              httpProbe(dial, anyCert, "http://127.0.0.1:10256/livez"),
 		"kubelet":                 httpProbe(dial, anyCert, "http://127.0.0.1:10248/healthz"),
 		// Its readyz waits for the first scrape, a minute away; answering is enough.
-		"metrics-server": httpProbe(dial, anyCert, fmt.Sprintf("https://%s:%d/livez", node, component.MetricsPort)),
-		"containerd":     criProbe(in.Node),
+		"metrics-server":   httpProbe(dial, anyCert, fmt.Sprintf("https://%s:%d/livez", node, component.MetricsPort)),
+		"containerd":       criProbe(in.Node),
+		component.Registry: httpProbe(dial, nil, "http://"+in.Settings.RegistryAddress()+"/v2/"),
 	}
 }
 

@@ -46,10 +46,10 @@ type Component struct {
 
 // All returns the node's components in start order.
 func All(in Input) []Component {
-	all := []Component{containerd(in)}
+	all := []Component{registry(in), containerd(in)}
 	if !in.Settings.RuntimeOnly {
 		all = []Component{
-			etcd(in), containerd(in), apiserver(in), controllerManager(in), scheduler(in),
+			etcd(in), registry(in), containerd(in), apiserver(in), controllerManager(in), scheduler(in),
 			kubeProxy(in), kubelet(in), metricsServer(in),
 		}
 	}
@@ -57,6 +57,24 @@ func All(in Input) []Component {
 		all = append(all, egress(in))
 	}
 	return all
+}
+
+// Registry is the component that serves the images that came along.
+const Registry = "image-registry"
+
+func registry(in Input) Component {
+	return Component{
+		Name: Registry, Path: in.Artifacts.Bin("h8s"), StopSeconds: 3,
+		Args:  []string{"h8s", "image", "serve", "--listen", in.Settings.RegistryAddress(), "--dir", in.Artifacts.ImagesDir()},
+		Env:   []string{"PATH=" + in.Path, "HOME=/root"},
+		Files: map[string]string{in.Node.StatePath("etc", "certs.d", "_default", "hosts.toml"): registryHosts(in)},
+	}
+}
+
+// registryHosts tells containerd to ask the node's own registry for any image first.
+// Without a "server" the registry an image names is asked next.
+func registryHosts(in Input) string {
+	return fmt.Sprintf("[host.\"http://%s\"]\n  capabilities = [\"pull\", \"resolve\"]\n", in.Settings.RegistryAddress())
 }
 
 // egress connects the node to the machine's network as an ordinary program would be:

@@ -71,8 +71,10 @@ func TestRuntimeOnlyHasNoKubernetes(t *testing.T) {
 	in := input(t)
 	in.Settings.RuntimeOnly = true
 	all := All(in)
-	if len(all) != 1 || all[0].Name != "containerd" || len(all[0].After) != 0 {
-		t.Errorf("components: %+v", all)
+	for i, name := range []string{Registry, "containerd"} {
+		if len(all) != 2 || all[i].Name != name || len(all[i].After) != 0 {
+			t.Errorf("components: %+v", all)
+		}
 	}
 }
 
@@ -120,6 +122,33 @@ func TestDependencies(t *testing.T) {
 					t.Errorf("%s reads %s, which nobody writes", c.Name, word)
 				}
 			}
+		}
+	}
+}
+
+// TestRegistryIsAskedWithoutProxy checks what containerd is told about the node's own
+// registry, on a node of its own network and on the machine's.
+func TestRegistryIsAskedWithoutProxy(t *testing.T) {
+	for _, onHost := range []bool{false, true} {
+		in := input(t)
+		in.Settings.HostNetwork = onHost
+		var hosts struct {
+			Server string
+			Host   map[string]struct{ Capabilities []string }
+		}
+		c := registry(in)
+		if err := toml.Unmarshal([]byte(c.Files[in.Node.StatePath("etc", "certs.d", "_default", "hosts.toml")]), &hosts); err != nil {
+			t.Fatal(err)
+		}
+		url := "http://" + in.Settings.RegistryAddress()
+		if host, ok := hosts.Host[url]; !ok || len(hosts.Host) != 1 || hosts.Server != "" || !slices.Equal(host.Capabilities, []string{"pull", "resolve"}) {
+			t.Errorf("hosts.toml: %+v, want %s alone", hosts, url)
+		}
+		if !slices.Contains(c.Args, in.Settings.RegistryAddress()) {
+			t.Errorf("%v does not listen on %s", c.Args, in.Settings.RegistryAddress())
+		}
+		if !strings.Contains(noProxy(in), "127.0.0.0/8") {
+			t.Errorf("loopback is asked for through the proxy: %s", noProxy(in))
 		}
 	}
 }

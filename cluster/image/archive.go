@@ -299,11 +299,7 @@ func (c *contents) oci() (Info, error) {
 		if info.Digest == "" {
 			info.Digest, info.Key = d.Digest.String(), d.Annotations[annotationKey]
 		}
-		tag := d.Annotations[annotationName]
-		if tag == "" {
-			tag = d.Annotations["org.opencontainers.image.ref.name"]
-		}
-		if tag != "" {
+		if tag := tagOf(d); tag != "" {
 			info.Tags = append(info.Tags, tag)
 		}
 	}

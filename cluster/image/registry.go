@@ -1,18 +1,16 @@
 package image
 
 import (
-	"archive/tar"
+	"context"
 	"encoding/json"
-	"errors"
-	"fmt"
 	"io"
 	"net/http"
-	"os"
 	"path"
 	"path/filepath"
 	"strings"
+	"sync"
 
-	"github.com/containerd/errdefs"
+	"github.com/containerd/log"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 )
 
@@ -20,92 +18,133 @@ import (
 // what insists on pulling (imagePullPolicy: Always, which the tag "latest"
 // implies) finds the images that came along. containerd is told of it by
 // certs.d/_default/hosts.toml; it then asks for every registry's names with
-// the registry in the query parameter "ns".
+// the registry in the query parameter "ns", and goes on to that registry when the
+// answer is "not found".
 //
-// The directory is read once, by NewRegistry; archives are replaced by
-// renaming, so an open file stays what it was. Safe for concurrent use.
+// The directory is looked at anew whenever a manifest is asked for, so archives may
+// come, change and go; they are replaced by renaming, and one that is being read
+// stays open until it has been. Safe for concurrent use.
 type Registry struct {
-	tags  map[string]v1.Descriptor // by full reference
-	blobs map[string]section       // by digest
-	files []*os.File
+	ctx context.Context // for its logger
+	dir string
+
+	mu       sync.Mutex
+	archives map[string]*served // by path
+	tags     map[string]v1.Descriptor
+	blobs    map[string]section // by digest
+	closed   bool
 }
 
 // section is where a blob lies in an archive.
 type section struct {
-	file      *os.File
+	archive   *served
 	off, size int64
 	mediaType string
 }
 
-// NewRegistry reads the OCI archives (*.tar) in dir. Other archives in it are
-// left out: they can be loaded, but hold no manifest to serve.
-func NewRegistry(dir string) (*Registry, error) {
-	paths, err := filepath.Glob(filepath.Join(dir, "*.tar"))
-	if err != nil {
-		return nil, fmt.Errorf("image directory: %w", err)
+// NewRegistry serves the OCI archives (*.tar) in dir. Archives of other kinds are left
+// out: they can be loaded, but hold no manifest to serve. What cannot be read is
+// logged with ctx's logger and left out as well, for the sake of the others.
+func NewRegistry(ctx context.Context, dir string) *Registry {
+	r := &Registry{ctx: ctx, dir: dir, archives: map[string]*served{}}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.refresh()
+	return r
+}
+
+// Close releases the archives; whatever is asked for afterwards is not found.
+func (r *Registry) Close() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, a := range r.archives {
+		a.drop()
 	}
-	r := &Registry{tags: map[string]v1.Descriptor{}, blobs: map[string]section{}}
+	r.archives, r.tags, r.blobs, r.closed = nil, nil, nil, true
+}
+
+// refresh reads what is new in the directory and forgets what is gone; r.mu is held.
+func (r *Registry) refresh() {
+	if r.closed {
+		return
+	}
+	paths, err := filepath.Glob(filepath.Join(r.dir, "*.tar"))
+	if err != nil {
+		log.G(r.ctx).WithError(err).Error("image directory")
+		return
+	}
+	changed := r.tags == nil
+	now := make(map[string]*served, len(paths))
 	for _, p := range paths {
-		if err := r.add(p); err != nil {
-			return nil, errors.Join(fmt.Errorf("image archive %s: %w", p, err), r.Close())
+		a, fresh := r.look(p)
+		now[p] = a
+		changed = changed || fresh
+	}
+	for p, a := range r.archives {
+		if now[p] != a {
+			changed = true
+			a.drop()
 		}
 	}
-	return r, nil
-}
-
-// Close releases the archives.
-func (r *Registry) Close() error {
-	var errs []error
-	for _, f := range r.files {
-		errs = append(errs, f.Close())
+	r.archives = now
+	if !changed {
+		return
 	}
-	return errors.Join(errs...)
+	r.tags, r.blobs = map[string]v1.Descriptor{}, map[string]section{}
+	for _, p := range paths { // sorted: of two archives with one tag the first counts
+		for digest, s := range now[p].blobs {
+			if _, known := r.blobs[digest]; !known || s.mediaType != octets {
+				r.blobs[digest] = s
+			}
+		}
+		for tag, d := range now[p].tags {
+			if _, taken := r.tags[tag]; !taken {
+				r.tags[tag] = d
+			}
+		}
+	}
 }
 
-func (r *Registry) add(file string) error {
-	f, err := os.Open(file)
+// look returns the archive at path and whether it had to be read. One that cannot be
+// read is remembered as an empty one, so that it is complained of once.
+func (r *Registry) look(path string) (*served, bool) {
+	id, err := identify(path)
+	if a := r.archives[path]; a != nil && err == nil && a.id == id {
+		return a, false
+	}
+	a, err := openServed(path)
 	if err != nil {
-		return err
+		log.G(r.ctx).WithError(err).WithField("archive", path).Warn("image archive is not served")
+		a = &served{id: id}
 	}
-	r.files = append(r.files, f)
-	var index v1.IndexManifest
-	tr := tar.NewReader(f)
-	for {
-		h, err := tr.Next()
-		if errors.Is(err, io.EOF) {
-			break
-		}
-		if err != nil {
-			return fmt.Errorf("not a complete tar: %w: %w", err, errdefs.ErrInvalidArgument)
-		}
-		if h.Name == "index.json" {
-			if h.Size > maxMetadata {
-				return fmt.Errorf("index.json of %d bytes is too large: %w", h.Size, errdefs.ErrInvalidArgument)
+	return a, true
+}
+
+// find looks a request's content up and keeps its archive open for it.
+func (r *Registry) find(kind, repository, ref string) (digest string, s section, ok bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	digest = ref
+	if kind == "manifests" {
+		r.refresh()
+		if !strings.Contains(ref, ":") {
+			d, known := r.tags[repository+":"+ref]
+			if !known {
+				return "", section{}, false
 			}
-			if err := json.NewDecoder(tr).Decode(&index); err != nil {
-				return fmt.Errorf("index.json: %w: %w", err, errdefs.ErrInvalidArgument)
-			}
-			continue
-		}
-		algorithm, hex, ok := strings.Cut(strings.TrimPrefix(h.Name, "blobs/"), "/")
-		if !ok || h.Typeflag != tar.TypeReg || !strings.HasPrefix(h.Name, "blobs/") {
-			continue
-		}
-		off, err := f.Seek(0, io.SeekCurrent) // tar.Reader does not read ahead
-		if err != nil {
-			return err
-		}
-		r.blobs[algorithm+":"+hex] = section{file: f, off: off, size: h.Size, mediaType: "application/octet-stream"}
-	}
-	for _, d := range index.Manifests {
-		b, here := r.blobs[d.Digest.String()]
-		if tag := d.Annotations[annotationName]; tag != "" && here {
-			r.tags[tag] = d
-			b.mediaType = string(d.MediaType)
-			r.blobs[d.Digest.String()] = b
+			digest = d.Digest.String()
 		}
 	}
-	return nil
+	if s, ok = r.blobs[digest]; ok {
+		s.archive.users++
+	}
+	return digest, s, ok
+}
+
+func (r *Registry) release(s section) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	s.archive.release()
 }
 
 // ServeHTTP answers the pull half of the OCI distribution API.
@@ -128,23 +167,20 @@ func (r *Registry) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 		return
 	}
 	name, kind, ref := strings.Join(parts[:len(parts)-2], "/"), parts[len(parts)-2], parts[len(parts)-1]
-	digest := ref
-	if kind == "manifests" && !strings.Contains(ref, ":") {
-		d, ok := r.tags[path.Join(req.URL.Query().Get("ns"), name)+":"+ref]
-		if !ok {
-			refuse(w, http.StatusNotFound, "MANIFEST_UNKNOWN", "no such image came along")
-			return
-		}
-		digest = d.Digest.String()
-	}
-	b, ok := r.blobs[digest]
-	if !ok || (kind != "manifests" && kind != "blobs") {
-		refuse(w, http.StatusNotFound, "BLOB_UNKNOWN", "no such content")
+	if kind != "manifests" && kind != "blobs" {
+		refuse(w, http.StatusNotFound, "UNSUPPORTED", "this registry serves manifests and blobs only")
 		return
 	}
-	w.Header().Set("Content-Type", b.mediaType)
+	digest, s, ok := r.find(kind, path.Join(req.URL.Query().Get("ns"), name), ref)
+	if !ok {
+		code := map[string]string{"manifests": "MANIFEST_UNKNOWN", "blobs": "BLOB_UNKNOWN"}[kind]
+		refuse(w, http.StatusNotFound, code, "no such image came along")
+		return
+	}
+	defer r.release(s)
+	w.Header().Set("Content-Type", s.mediaType)
 	w.Header().Set("Docker-Content-Digest", digest)
-	http.ServeContent(w, req, "", epoch, io.NewSectionReader(b.file, b.off, b.size))
+	http.ServeContent(w, req, "", epoch, io.NewSectionReader(s.archive.file, s.off, s.size))
 }
 
 func refuse(w http.ResponseWriter, code int, kind, message string) {

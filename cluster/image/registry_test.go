@@ -8,6 +8,8 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -19,14 +21,11 @@ func testRegistry(t *testing.T) (*httptest.Server, string) {
 	b := testBuilder(t, baseRecipe, topRecipe)
 	results, err := b.Build(context.Background(), "top")
 	must(t, err)
-	r, err := NewRegistry(b.Images)
-	must(t, err)
+	r := NewRegistry(t.Context(), b.Images)
 	server := httptest.NewServer(r)
 	t.Cleanup(func() {
 		server.Close()
-		if err := r.Close(); err != nil {
-			t.Error(err)
-		}
+		r.Close()
 	})
 	return server, results[0].Digest
 }
@@ -45,6 +44,7 @@ func TestRegistryAnswersWhatContainerdAsks(t *testing.T) {
 		{"GET", "/v2/library/base/manifests/2?ns=docker.io", 404},
 		{"GET", "/v2/library/base/blobs/sha256:00?ns=docker.io", 404},
 		{"GET", "/v2/library/base/tags/list", 404},
+		{"GET", "/v2/library/base/referrers/" + digest + "?ns=docker.io", 404},
 		{"PUT", "/v2/library/base/manifests/latest?ns=docker.io", 405},
 		{"GET", "/v2/../../etc/passwd", 404},
 		{"GET", "/", 404},
@@ -87,4 +87,57 @@ func TestRegistryServesWholeImages(t *testing.T) {
 			t.Errorf("blob %s: %d bytes of %s", d.Digest, len(data), got)
 		}
 	}
+}
+
+// TestRegistryFollowsItsDirectory changes the directory under a running registry.
+func TestRegistryFollowsItsDirectory(t *testing.T) {
+	b := testBuilder(t, baseRecipe, topRecipe)
+	results, err := b.Build(t.Context(), "base")
+	must(t, err)
+	base := filepath.Join(b.Images, "base.tar")
+	broken := filepath.Join(b.Images, "broken.tar")
+	must(t, os.WriteFile(broken, []byte("not a tar at all"), 0o600))
+	r := NewRegistry(t.Context(), b.Images)
+	t.Cleanup(r.Close)
+	status := func(path string) int {
+		t.Helper()
+		w := httptest.NewRecorder()
+		r.ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/v2/"+path, nil))
+		return w.Code
+	}
+	want := func(what, path string, code int) {
+		t.Helper()
+		if got := status(path); got != code {
+			t.Errorf("%s: %s answers %d, want %d", what, path, got, code)
+		}
+	}
+	const baseTag, topTag = "base/manifests/1?ns=h8s.local", "top/manifests/1?ns=h8s.local"
+	want("at first", baseTag, 200)
+	want("not built yet", topTag, 404)
+	_, err = b.Build(t.Context(), "top")
+	must(t, err)
+	want("built since", topTag, 200)
+
+	// An archive that is being read goes on being read when it has gone.
+	digest, s, ok := r.find("manifests", "h8s.local/base", "1")
+	if !ok || digest != results[0].Digest {
+		t.Fatalf("base: %s %v", digest, ok)
+	}
+	must(t, os.Remove(base))
+	want("removed", baseTag, 404)
+	if _, err := io.Copy(io.Discard, io.NewSectionReader(s.archive.file, s.off, s.size)); err != nil {
+		t.Errorf("read on: %v", err)
+	}
+	r.release(s)
+	if s.archive.file != nil {
+		t.Error("the archive stays open though nobody reads it")
+	}
+
+	good, err := os.ReadFile(filepath.Join(b.Images, "top.tar"))
+	must(t, err)
+	must(t, os.WriteFile(broken, good, 0o600))
+	must(t, os.Remove(filepath.Join(b.Images, "top.tar")))
+	want("under another name", topTag, 200)
+	r.Close()
+	want("closed", topTag, 404)
 }

@@ -26,6 +26,10 @@ const (
 	ClusterDomain = "cluster.local"
 	IsolatedIP    = "100.64.0.1"
 	APIPort       = 6443
+	// RegistryPort is where the images that came along are served on the node's loopback,
+	// and HostRegistryPort the same on a machine's own, where 5000 is often taken.
+	RegistryPort     = 5000
+	HostRegistryPort = 15000
 )
 
 // The link and the resolver slirp4netns gives a node with egress; their network is
@@ -56,6 +60,15 @@ type Node struct {
 type Publish struct {
 	Host int `json:"host"`
 	Node int `json:"node"`
+}
+
+// RegistryAddress is where the node's containerd asks for images first.
+func (n Node) RegistryAddress() string {
+	port := RegistryPort
+	if n.HostNetwork {
+		port = HostRegistryPort
+	}
+	return fmt.Sprintf("127.0.0.1:%d", port)
 }
 
 func (p Publish) String() string { return fmt.Sprintf("127.0.0.1:%d -> node:%d", p.Host, p.Node) }

@@ -26,6 +26,8 @@ type node struct {
 	out  string
 	name string
 	port string
+	// hostPort and nodePort are where the Pod's hostPort and NodePort are published.
+	hostPort, nodePort string
 	// class is the RuntimeClass of the test's Pod.
 	class string
 }
@@ -47,7 +49,7 @@ func newNode(t *testing.T, name, port string) *node {
 			t.Skipf("%s is missing (run `make build`)", filepath.Join(out, need))
 		}
 	}
-	n := &node{t: t, out: out, name: name, port: port, class: "runc"}
+	n := &node{t: t, out: out, name: name, port: port, hostPort: freePort(t), nodePort: freePort(t), class: "runc"}
 	t.Cleanup(func() {
 		if t.Failed() {
 			for _, c := range []string{"h8s", "containerd", "kubelet"} {
@@ -60,6 +62,17 @@ func newNode(t *testing.T, name, port string) *node {
 		}
 	})
 	return n
+}
+
+// freePort is a port nobody listened on a moment ago.
+func freePort(t *testing.T) string {
+	t.Helper()
+	l, err := net.Listen("tcp4", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	return fmt.Sprint(l.Addr().(*net.TCPAddr).Port)
 }
 
 func (n *node) command(ctx context.Context, args ...string) *exec.Cmd {

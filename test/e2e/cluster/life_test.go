@@ -26,7 +26,7 @@ spec:
   - name: web
     image: h8s.local/busybox:1
     command: [sh, -c, "hostname > /tmp/index.html; exec httpd -f -p 8080 -h /tmp"]
-    ports: [{containerPort: 8080, hostPort: 18077}]
+    ports: [{containerPort: 8080, hostPort: %s}]
 ---
 apiVersion: v1
 kind: Service
@@ -45,7 +45,7 @@ spec: {containers: [{name: c, image: x}]}
 
 // TestLifeOfVirtualMachines repeats with a virtual machine what concerns Pods.
 func TestLifeOfVirtualMachines(t *testing.T) {
-	n := newNode(t, "e2e-vm", "17444")
+	n := newNode(t, "e2e-vm", freePort(t))
 	n.class = "hyper"
 	for _, need := range []string{"bin/containerd-shim-hyper-v2", "share/vmlinux", "share/initramfs.img"} {
 		if _, err := os.Stat(filepath.Join(n.out, need)); err != nil {
@@ -53,7 +53,7 @@ func TestLifeOfVirtualMachines(t *testing.T) {
 		}
 	}
 	before := n.inventory()
-	n.h8s("up", "--api-port", n.port, "--publish", "18077", "--publish", "18078:30077")
+	n.h8s("up", "--api-port", n.port, "--publish", n.hostPort, "--publish", n.nodePort+":30077")
 	n.startPod(t)
 	n.killComponents(t)
 	n.killDaemon(t)
@@ -70,10 +70,10 @@ func TestLifeOfVirtualMachines(t *testing.T) {
 // TestLife takes one node through all an operator does to it. The steps build on
 // each other, as a cluster start per step would take most of the time.
 func TestLife(t *testing.T) {
-	n := newNode(t, "e2e-life", "17443")
+	n := newNode(t, "e2e-life", freePort(t))
 	before := n.inventory()
 
-	text := n.up("--publish", "18077", "--publish", "18078:30077")
+	text := n.up("--publish", n.hostPort, "--publish", n.nodePort+":30077")
 	for _, want := range []string{"✓ etcd", "✓ kube-apiserver", "✓ node ready", "Ready in ", "Next: h8s kubectl"} {
 		if !strings.Contains(text, want) {
 			t.Errorf("h8s up did not say %q:\n%s", want, text)
@@ -121,7 +121,7 @@ func TestLife(t *testing.T) {
 
 func (n *node) secondUp(t *testing.T) {
 	began, pids := time.Now(), n.pids()
-	if text := n.up("--publish", "18077", "--publish", "18078:30077"); !strings.Contains(text, "nothing to do") {
+	if text := n.up("--publish", n.hostPort, "--publish", n.nodePort+":30077"); !strings.Contains(text, "nothing to do") {
 		t.Errorf("it said %q", text)
 	}
 	if took := time.Since(began); took > 5*time.Second {
@@ -147,19 +147,21 @@ func (n *node) defaultRuntimeClass(t *testing.T) {
 
 func (n *node) startPod(t *testing.T) {
 	eventually(t, 30*time.Second, func() error {
-		_, err := n.kubectl(fmt.Sprintf(podTemplate, n.class), "apply", "-f", "-")
+		_, err := n.kubectl(fmt.Sprintf(podTemplate, n.class, n.hostPort), "apply", "-f", "-")
 		return err
 	})
 	n.must("", "wait", "--for=condition=Ready", "pod/web", "--timeout=90s")
-	for _, url := range []string{"http://127.0.0.1:18077/", "http://127.0.0.1:18078/"} {
-		eventually(t, 20*time.Second, func() error { return get(url, "web\n") })
+	for _, port := range []string{n.hostPort, n.nodePort} {
+		eventually(t, 20*time.Second, func() error { return get(port, "web\n") })
 	}
 	if out := n.must("", "exec", "web", "--", "cat", "/tmp/index.html"); out != "web\n" {
 		t.Errorf("exec: %q", out)
 	}
 }
 
-func get(url, want string) error {
+// get asks a published port of the machine.
+func get(port, want string) error {
+	url := "http://127.0.0.1:" + port + "/"
 	client := http.Client{Timeout: 3 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
 	resp, err := client.Get(url)
 	if err != nil {
@@ -202,7 +204,7 @@ func (n *node) killComponents(t *testing.T) {
 	if now := n.container(); now != was {
 		t.Errorf("the Pod did not survive: container %s, then %s", was, now)
 	}
-	eventually(t, 20*time.Second, func() error { return get("http://127.0.0.1:18077/", "web\n") })
+	eventually(t, 20*time.Second, func() error { return get(n.hostPort, "web\n") })
 }
 
 func (n *node) killDaemon(t *testing.T) {
@@ -258,7 +260,7 @@ func (n *node) keepPods(t *testing.T) {
 		}
 		return nil
 	})
-	eventually(t, 20*time.Second, func() error { return get("http://127.0.0.1:18077/", "web\n") })
+	eventually(t, 20*time.Second, func() error { return get(n.hostPort, "web\n") })
 }
 
 func (n *node) portTaken(t *testing.T) {
@@ -301,5 +303,5 @@ func (n *node) downAndUp(t *testing.T) {
 		t.Errorf("state was lost: %q", out)
 	}
 	n.must("", "wait", "--for=condition=Ready", "pod/web", "--timeout=90s")
-	eventually(t, 30*time.Second, func() error { return get("http://127.0.0.1:18077/", "web\n") })
+	eventually(t, 30*time.Second, func() error { return get(n.hostPort, "web\n") })
 }

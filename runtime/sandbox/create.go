@@ -147,10 +147,14 @@ func (s *Sandbox) boot() {
 	defer s.wg.Done()
 	began := time.Now()
 	ctx, cancel := context.WithTimeout(s.ctx, s.opt.Config.BootTimeout())
+	// Killing the VM at the deadline ends whatever waits for the guest; a VM that dies
+	// while booting ends the wait.
+	stop := context.AfterFunc(ctx, func() { _ = s.vm.Kill() })
+	ended := make(chan struct{})
+	defer func() { <-ended }()
 	defer cancel()
-	stop := context.AfterFunc(ctx, func() {})
-	defer stop()
-	go func() { // a VM that dies while booting ends the wait
+	go func() {
+		defer close(ended)
 		select {
 		case <-s.vm.Done():
 			cancel()
@@ -158,6 +162,9 @@ func (s *Sandbox) boot() {
 		}
 	}()
 	err := s.configure(ctx)
+	if !stop() && err == nil {
+		err = ctx.Err()
+	}
 	if err != nil {
 		err = s.explainBoot(err)
 		s.bootErr = err

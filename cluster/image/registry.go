@@ -4,9 +4,11 @@ import (
 	"context"
 	"encoding/json"
 	"io"
+	"net"
 	"net/http"
 	"path"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"sync"
 
@@ -18,8 +20,11 @@ import (
 // what insists on pulling (imagePullPolicy: Always, which the tag "latest"
 // implies) finds the images that came along. containerd is told of it by
 // certs.d/_default/hosts.toml; it then asks for every registry's names with
-// the registry in the query parameter "ns", and goes on to that registry when the
-// answer is "not found".
+// the registry in the query parameter "ns".
+//
+// Whatever is not here is redirected to that registry. "Not found" would make containerd
+// ask there as well, but it then reports our answer instead of the one that matters:
+// that the registry cannot be reached, or wants other credentials.
 //
 // The directory is looked at anew whenever a manifest is asked for, so archives may
 // come, change and go; they are replaced by renaming, and one that is being read
@@ -34,6 +39,9 @@ type Registry struct {
 	blobs    map[string]section // by digest
 	closed   bool
 }
+
+// ownRegistry is the registry in the names of images that exist nowhere else.
+const ownRegistry = "h8s.local"
 
 // section is where a blob lies in an archive.
 type section struct {
@@ -171,8 +179,13 @@ func (r *Registry) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 		refuse(w, http.StatusNotFound, "UNSUPPORTED", "this registry serves manifests and blobs only")
 		return
 	}
-	digest, s, ok := r.find(kind, path.Join(req.URL.Query().Get("ns"), name), ref)
+	registry := req.URL.Query().Get("ns")
+	digest, s, ok := r.find(kind, path.Join(registry, name), ref)
 	if !ok {
+		if url := upstream(registry); url != "" {
+			http.Redirect(w, req, url+path.Clean(req.URL.Path), http.StatusTemporaryRedirect)
+			return
+		}
 		code := map[string]string{"manifests": "MANIFEST_UNKNOWN", "blobs": "BLOB_UNKNOWN"}[kind]
 		refuse(w, http.StatusNotFound, code, "no such image came along")
 		return
@@ -181,6 +194,21 @@ func (r *Registry) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	w.Header().Set("Content-Type", s.mediaType)
 	w.Header().Set("Docker-Content-Digest", digest)
 	http.ServeContent(w, req, "", epoch, io.NewSectionReader(s.archive.file, s.off, s.size))
+}
+
+var registryName = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9.-]*(:[0-9]{1,5})?$`)
+
+// upstream is the URL of the registry that serves a name, or "" if none does or if
+// containerd's own rules say how to reach it.
+func upstream(registry string) string {
+	host, _, _ := strings.Cut(registry, ":")
+	switch {
+	case registry == "docker.io":
+		return "https://registry-1.docker.io"
+	case host == ownRegistry, host == "localhost", net.ParseIP(host) != nil && net.ParseIP(host).IsLoopback(), !registryName.MatchString(registry):
+		return ""
+	}
+	return "https://" + registry
 }
 
 func refuse(w http.ResponseWriter, code int, kind, message string) {

@@ -40,18 +40,24 @@ func TestRegistryAnswersWhatContainerdAsks(t *testing.T) {
 		{"HEAD", "/v2/library/base/manifests/latest?ns=docker.io", 200},
 		{"GET", "/v2/library/base/manifests/" + digest + "?ns=docker.io", 200},
 		{"GET", "/v2/base/manifests/1?ns=h8s.local", 200},
-		{"GET", "/v2/base/manifests/1?ns=docker.io", 404},
-		{"GET", "/v2/library/base/manifests/2?ns=docker.io", 404},
-		{"GET", "/v2/library/base/blobs/sha256:00?ns=docker.io", 404},
+		{"GET", "/v2/base/manifests/1?ns=docker.io", 307},
+		{"GET", "/v2/library/base/manifests/2?ns=docker.io", 307},
+		{"GET", "/v2/library/base/blobs/sha256:00?ns=docker.io", 307},
 		{"GET", "/v2/library/base/tags/list", 404},
 		{"GET", "/v2/library/base/referrers/" + digest + "?ns=docker.io", 404},
+		{"GET", "/v2/library/base/manifests/2", 404},
+		{"GET", "/v2/base/manifests/2?ns=h8s.local", 404},
+		{"GET", "/v2/base/manifests/1?ns=127.0.0.1:5001", 404},
+		{"GET", "/v2/base/manifests/1?ns=localhost:5001", 404},
+		{"GET", "/v2/base/manifests/1?ns=a/b", 404},
+		{"GET", "/v2/base/manifests/1?ns=user@host", 404},
 		{"PUT", "/v2/library/base/manifests/latest?ns=docker.io", 405},
 		{"GET", "/v2/../../etc/passwd", 404},
 		{"GET", "/", 404},
 	} {
 		req, err := http.NewRequest(tc.method, server.URL+tc.path, nil)
 		must(t, err)
-		resp, err := server.Client().Do(req)
+		resp, err := http.DefaultTransport.RoundTrip(req) // follows no redirect
 		must(t, err)
 		must(t, resp.Body.Close())
 		if resp.StatusCode != tc.code {
@@ -140,4 +146,16 @@ func TestRegistryFollowsItsDirectory(t *testing.T) {
 	want("under another name", topTag, 200)
 	r.Close()
 	want("closed", topTag, 404)
+}
+
+func TestUpstream(t *testing.T) {
+	for registry, want := range map[string]string{
+		"docker.io": "https://registry-1.docker.io", "quay.io": "https://quay.io", "example.org:5000": "https://example.org:5000",
+		"": "", "h8s.local": "", "localhost": "", "localhost:5000": "", "127.0.0.1:5000": "", "h8s.local:1": "",
+		"a/b": "", "a?b": "", "a:b": "", ".": "",
+	} {
+		if got := upstream(registry); got != want {
+			t.Errorf("%q: %q, want %q", registry, got, want)
+		}
+	}
 }

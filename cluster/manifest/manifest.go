@@ -52,8 +52,12 @@ type Overhead struct {
 	Memory string `json:"memory"`
 }
 
-// DefaultOverhead holds where nothing was measured.
-var DefaultOverhead = Overhead{CPU: "100m", Memory: "96Mi"}
+// DefaultOverhead holds where nothing was measured. Memory is the guest's own part
+// (memory_overhead_mib of hyper.toml) and the most QEMU and the shim took beside the
+// guest's RAM under emulation with Debian's kernel: below it the Pod's cgroup kills the
+// VM when all of its RAM is in use. CPU is what an idle VM takes; more would only keep
+// Pods from being scheduled.
+var DefaultOverhead = Overhead{CPU: "20m", Memory: "256Mi"}
 
 // LoadOverhead reads the measured overhead, or returns the default if the file is absent.
 func LoadOverhead(path string) (Overhead, error) {

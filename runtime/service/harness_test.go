@@ -88,13 +88,16 @@ func (s *shim) Publish(topic string, event proto.Message) {
 	s.events = append(s.events, event)
 }
 
-func start(t *testing.T, v *vmmtest.VMM) *shim {
+func start(t *testing.T, v *vmmtest.VMM, change ...func(*config.Config)) *shim {
 	t.Helper()
 	log.L.Logger.SetOutput(io.Discard)
 	cfg := config.Default()
 	dir := t.TempDir()
 	cfg.Kernel, cfg.Initrd, cfg.StateDir, cfg.KubeletRoot = "/k", "/i", filepath.Join(dir, "state"), filepath.Join(dir, "kubelet")
 	cfg.BootTimeoutSeconds = 5
+	for _, c := range change {
+		c(&cfg)
+	}
 	s := &shim{t: t, vmm: v, cfg: cfg, socket: filepath.Join(dir, "s"), served: make(chan error, 1)}
 	l, err := net.Listen("unix", s.socket)
 	check(t, err)

@@ -4,6 +4,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"strings"
 	"testing"
 	"time"
 
@@ -16,6 +17,7 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
 
+	"github.com/hypernetes/hypernetes/runtime/config"
 	"github.com/hypernetes/hypernetes/runtime/record"
 	"github.com/hypernetes/hypernetes/runtime/vmm/vmmtest"
 )
@@ -190,15 +192,18 @@ func TestVMMDies(t *testing.T) {
 }
 
 func TestHungGuestIsKilled(t *testing.T) {
-	s := start(t, &vmmtest.VMM{})
+	s := start(t, &vmmtest.VMM{}, func(c *config.Config) { c.HeartbeatSeconds, c.HeartbeatTimeoutSeconds = 1, 1 })
 	vm := s.up()
 	vm.Agent.Lock()
 	vm.Agent.Hang = true
 	vm.Agent.Unlock()
-	ctx, cancel := contextWithTimeout(t, 50*time.Millisecond)
-	defer cancel()
-	if _, err := s.sandbox.PingSandbox(ctx, &sandboxapi.PingRequest{SandboxID: id}); err == nil {
-		t.Error("a hung guest answered")
+	s.run("c1", []string{"sleep"})
+	if code := s.wait("c1", ""); code != 137 {
+		t.Errorf("exit code %d", code)
+	}
+	s.awaitStop()
+	if info := s.status().Info["info"]; !strings.Contains(info, "hangs") {
+		t.Errorf("info %s", info)
 	}
 }
 

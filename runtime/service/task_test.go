@@ -1,7 +1,6 @@
 package service
 
 import (
-	"context"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -25,10 +24,6 @@ import (
 	hyperstart "github.com/hypernetes/hypernetes/api/hyperstart/v1"
 	"github.com/hypernetes/hypernetes/runtime/vmm/vmmtest"
 )
-
-func contextWithTimeout(t *testing.T, d time.Duration) (context.Context, context.CancelFunc) {
-	return context.WithTimeout(t.Context(), d)
-}
 
 func TestSingleContainer(t *testing.T) {
 	s := start(t, &vmmtest.VMM{})

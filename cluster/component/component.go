@@ -101,8 +101,6 @@ func (in Input) kubernetes(name string, flags ...string) Component {
 
 func (in Input) pki(name string) string { return in.Node.PKI(name) }
 
-func (in Input) url(port int) string { return fmt.Sprintf("https://%s:%d", in.Settings.NodeIP, port) }
-
 func etcd(in Input) Component {
 	c := in.kubernetes("etcd",
 		"--name="+in.Node.Name,

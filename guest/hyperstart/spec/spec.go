@@ -104,15 +104,13 @@ func fitProcess(p *specs.Process, terminal bool) {
 	}
 }
 
-// fitNamespaces leaves mount, PID and cgroup namespaces: the VM is the Pod's network,
-// IPC and UTS namespace.
+// fitNamespaces gives mount, PID and cgroup namespaces: the VM is the Pod's network, IPC
+// and UTS namespace. The cgroup namespace is not asked for on a host with cgroup v1;
+// without it a container would find the guest's root in /sys/fs/cgroup, not its limits.
 func fitNamespaces(s *specs.Spec, g Guest) error {
-	kept := []specs.LinuxNamespace{{Type: specs.PIDNamespace, Path: g.PIDNamespace}, {Type: specs.MountNamespace}}
+	kept := []specs.LinuxNamespace{{Type: specs.PIDNamespace, Path: g.PIDNamespace}, {Type: specs.MountNamespace}, {Type: specs.CgroupNamespace}}
 	for _, ns := range s.Linux.Namespaces {
-		switch ns.Type {
-		case specs.CgroupNamespace:
-			kept = append(kept, specs.LinuxNamespace{Type: ns.Type})
-		case specs.UserNamespace:
+		if ns.Type == specs.UserNamespace {
 			return fmt.Errorf("runtime spec: user namespaces (hostUsers: false) are not supported in the guest yet: %w", errdefs.ErrNotImplemented)
 		}
 	}

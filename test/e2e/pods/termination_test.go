@@ -17,6 +17,13 @@ func TestHooksAndGrace(t *testing.T) {
 	n.Ready("hooks", "stubborn")
 	want(t, "file of the postStart hook", n.Exec("hooks/main", "cat", "/started"), "started")
 
+	// A failing hook ends its container.
+	n.Until("the container with a failing hook is restarted", testcluster.Patience, func() bool {
+		events := n.Kubectl("get", "events", "--field-selector=involvedObject.name=unhooked", "-o", "jsonpath={.items[*].reason}")
+		return strings.Contains(events, "FailedPostStartHook")
+	})
+	n.Kubectl("delete", "pod", "unhooked", "--wait=false")
+
 	log := n.Start("logs", "-f", "hooks", "-c", "main")
 	began := time.Now()
 	n.Kubectl("delete", "pod", "hooks", "--wait=false")

@@ -21,8 +21,8 @@ func TestTwentyPods(t *testing.T) {
 
 	began := time.Now()
 	n.Apply("testdata/twenty.yaml")
-	n.Kubectl("wait", "--for=condition=Available", "deployment/twenty", "--timeout=8m")
-	t.Logf("20 Pods available after %.1f s", time.Since(began).Seconds())
+	n.Kubectl("rollout", "status", "deployment/twenty", "--timeout=8m")
+	t.Logf("20 Pods ready after %.1f s", time.Since(began).Seconds())
 	during := c.Inventory(t)
 	t.Logf("with 20 Pods: %s", during.Counts())
 	want(t, "running Pods", len(strings.Fields(n.Kubectl("get", "pods", "--field-selector=status.phase=Running", "-o", "name"))), 20)

@@ -1,8 +1,11 @@
 package pods
 
 import (
+	"bytes"
 	"fmt"
 	"net/http"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -15,7 +18,7 @@ import (
 func TestNetwork(t *testing.T) {
 	t.Parallel()
 	n := testcluster.Up(t).Namespace(t)
-	n.Apply("testdata/network.yaml")
+	n.Apply(withPublishedPort(t, "testdata/network.yaml"))
 	n.Ready("server", "client")
 	server := n.Pod("server")
 	ip := server.Status.PodIP
@@ -89,4 +92,20 @@ func hostPort(t *testing.T, n *testcluster.Namespace, hostIP string) {
 	outside := &http.Client{Timeout: 20 * time.Second}
 	defer outside.CloseIdleConnections()
 	want(t, "answer on the machine's loopback", httpGet(t, outside, "http://127.0.0.1:"+testcluster.PublishedPort+"/hostname"), "the-server\n")
+}
+
+// withPublishedPort copies a manifest that has 18001 as hostPort with the port that is
+// published in this run.
+func withPublishedPort(t *testing.T, file string) string {
+	t.Helper()
+	text, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(t.TempDir(), filepath.Base(file))
+	text = bytes.ReplaceAll(text, []byte("hostPort: 18001"), []byte("hostPort: "+testcluster.PublishedPort))
+	if err := os.WriteFile(path, text, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
 }

@@ -31,12 +31,13 @@ func New(s *sandbox.Sandbox, version string) *Service {
 	return &Service{sandbox: s, version: version, ended: make(chan struct{}, 1)}
 }
 
-// replyTime is how long answers under way may take to leave when the shim exits.
-const replyTime = 5 * time.Second
+// replyTime is how long containerd may take to read its last answer and hang up.
+const replyTime = time.Second
 
 // Serve answers on l until containerd shuts the sandbox down, or ctx ends.
 func (s *Service) Serve(ctx context.Context, l net.Listener) error {
-	rpc, err := ttrpc.NewServer(ttrpc.WithServerHandshaker(ttrpc.UnixSocketRequireSameUser()), ttrpc.WithUnaryServerInterceptor(guard))
+	peers := &conns{}
+	rpc, err := ttrpc.NewServer(ttrpc.WithServerHandshaker(peers), ttrpc.WithUnaryServerInterceptor(guard))
 	if err != nil {
 		return fmt.Errorf("serve: %w", err)
 	}
@@ -50,13 +51,11 @@ func (s *Service) Serve(ctx context.Context, l net.Listener) error {
 	case <-ctx.Done():
 	case <-s.ended:
 	}
-	// Answers first, then the end; connections of containerd stay open for ever.
+	// The answer first, then the end.
 	rctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), replyTime)
 	defer cancel()
-	err = rpc.Shutdown(rctx)
-	if errors.Is(err, context.DeadlineExceeded) {
-		err = rpc.Close()
-	}
+	peers.wait(rctx)
+	err = rpc.Close()
 	<-served
 	return err
 }

@@ -53,6 +53,12 @@ func TestDemo(t *testing.T) {
 		t.Errorf("uname -r in the Pod is the host's: %s", guest)
 	}
 	contains(t, "log", n.Logs("demo"), "GET / HTTP/1.1")
+	forward := n.Start("port-forward", "pod/demo", ":80")
+	body, err := get("http://127.0.0.1:" + forward.Expect(`127\.0\.0\.1:(\d+) -> 80`)[1])
+	if err != nil {
+		t.Errorf("through the port-forward: %v", err)
+	}
+	contains(t, "page through the port-forward", body, "Welcome to nginx!")
 	ready := n.Get("endpointslices", ".items[0].endpoints[0].addresses[0]")
 	if ip := n.Get("pod/demo", ".status.podIP"); ready != ip {
 		t.Errorf("the Service leads to %q, the Pod has %q", ready, ip)

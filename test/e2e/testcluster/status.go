@@ -3,6 +3,8 @@ package testcluster
 import (
 	"encoding/json"
 	"fmt"
+	"slices"
+	"strings"
 )
 
 // Pod is the part of a Pod tests look at. Kubernetes' own types would triple the
@@ -69,8 +71,12 @@ func (p Pod) Container(name string) ContainerStatus {
 // and returns how.
 func (n *Namespace) Ended(pod, container string) Terminated {
 	n.t.Helper()
-	path := fmt.Sprintf(`jsonpath={.status.containerStatuses[?(@.name=="%s")].state.terminated.finishedAt}`, container)
-	n.Wait("pod/"+pod, path)
+	list := "containerStatuses"
+	// The status lists them only from the Pod's first sync on.
+	if slices.Contains(strings.Fields(n.Get("pod/"+pod, ".spec.initContainers[*].name")), container) {
+		list = "initContainerStatuses"
+	}
+	n.Wait("pod/"+pod, fmt.Sprintf(`jsonpath={.status.%s[?(@.name=="%s")].state.terminated.finishedAt}`, list, container))
 	return *n.Pod(pod).Container(container).State.Terminated
 }
 

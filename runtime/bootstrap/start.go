@@ -17,6 +17,7 @@ import (
 	bootapi "github.com/containerd/containerd/api/runtime/bootstrap/v1"
 	taskapi "github.com/containerd/containerd/api/runtime/task/v3"
 	"github.com/containerd/containerd/api/types"
+	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
 	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/proto"
@@ -31,6 +32,8 @@ const (
 	protocol = "ttrpc"
 	// configLink is where start leaves the configuration's path for delete.
 	configLink = "h8s-config"
+	// maxSocketPath is what the kernel allows.
+	maxSocketPath = 107
 	// listenFD is the socket in the daemon.
 	listenFD = 3
 )
@@ -88,6 +91,9 @@ func linkConfig(p Params) error {
 func listen(path string) (*net.UnixListener, error) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		return nil, fmt.Errorf("socket directory: %w", err)
+	}
+	if len(path) > maxSocketPath {
+		return nil, fmt.Errorf("socket %s has more than %d characters; remedy: a shorter state directory of containerd: %w", path, maxSocketPath, errdefs.ErrInvalidArgument)
 	}
 	addr := &net.UnixAddr{Name: path, Net: "unix"}
 	old := unix.Umask(0o177)

@@ -9,7 +9,9 @@ import (
 	"strings"
 	"time"
 
+	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
+	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
@@ -32,6 +34,9 @@ const scratchSerial = "h8s-scratch"
 func (s *Sandbox) create(ctx context.Context, options *anypb.Any, netns string) error {
 	var err error
 	if s.pod, err = podspec.Parse(options, s.opt.Config); err != nil {
+		return err
+	}
+	if err := fits(s.pod.MemoryBytes); err != nil {
 		return err
 	}
 	s.netns = netns
@@ -62,6 +67,20 @@ func (s *Sandbox) create(ctx context.Context, options *anypb.Any, netns string) 
 		return err
 	}
 	return s.startVM(ctx, uid)
+}
+
+// fits refuses a VM with more memory than the machine has: its guest would spend
+// gigabytes on describing memory that can never be used.
+func fits(memory int64) error {
+	var info unix.Sysinfo_t
+	if err := unix.Sysinfo(&info); err != nil {
+		return fmt.Errorf("memory of the machine: %w", err)
+	}
+	if total := int64(info.Totalram) * int64(info.Unit); memory > total {
+		return fmt.Errorf("memory of the pod's vm is %d MiB, this machine has %d MiB: lower the memory limits of its containers, or set max_memory_mib in hyper.toml: %w",
+			memory>>20, total>>20, errdefs.ErrResourceExhausted)
+	}
+	return nil
 }
 
 func (s *Sandbox) save() error { return s.record.Save(s.opt.Config.StateDir) }

@@ -47,7 +47,11 @@ func (s *Sandbox) supervise() {
 	if at.IsZero() {
 		at = time.Now()
 	}
+	words := lastWords(reason, e, s.console.String())
 	for _, c := range all {
+		if !planned {
+			c.explain(words)
+		}
 		c.exitAll(killedStatus, at)
 	}
 	<-s.booted // boot notices by itself

@@ -10,29 +10,35 @@ import (
 	"github.com/hypernetes/hypernetes/cluster/supervisor"
 )
 
-// TestContainerdKilled: Pods live on, and the new containerd finds their shims again.
-func TestContainerdKilled(t *testing.T) { componentKilled(t, "containerd") }
+// victim is the Pod that must not be harmed by the death of a component.
+const victim = "victim"
 
-// TestKubeletKilled: Pods live on.
-func TestKubeletKilled(t *testing.T) { componentKilled(t, "kubelet") }
+// TestComponentKilled kills the components of the node one after another, and h8s
+// itself: Pods live on, in the same VMs, with not a line of their logs lost.
+func TestComponentKilled(t *testing.T) {
+	s := set(t, victim)
+	// The new containerd finds the shims again.
+	s.run("containerd", func(s *scene) { s.killComponents("containerd") })
+	s.run("kubelet", func(s *scene) { s.killComponents("kubelet") })
+	// Two at once: Pods live on without an API server and without its store.
+	s.run("control plane", func(s *scene) { s.killComponents("etcd", "kube-apiserver") })
+	s.run("h8s", (*scene).killSupervisor)
+	s.strike()
+}
 
-// TestControlPlaneKilled: Pods live on without an API server and without etcd.
-func TestControlPlaneKilled(t *testing.T) { componentKilled(t, "etcd", "kube-apiserver") }
-
-// componentKilled kills components and checks that they come back and that Pods have
+// killComponents kills components and checks that they come back and that Pods have
 // not noticed.
-func componentKilled(t *testing.T, names ...string) {
-	s := set(t)
+func (s *scene) killComponents(names ...string) {
 	old := map[string]supervisor.Status{}
 	for _, name := range names {
 		c, err := s.component(name)
 		if err != nil {
-			t.Fatal(err)
+			s.t.Fatal(err)
 		}
 		old[name] = c
 	}
 	for _, name := range names {
-		kill(t, old[name].PID)
+		kill(s.t, old[name].PID)
 	}
 	for _, name := range names {
 		s.Until(name+" is ready again", later, func() bool {
@@ -40,70 +46,67 @@ func componentKilled(t *testing.T, names ...string) {
 			return err == nil && c.State == supervisor.Ready && c.PID != old[name].PID
 		})
 		c, _ := s.component(name)
-		t.Logf("%s: process %d, then %d, ready after %.1f s", name, old[name].PID, c.PID, c.ReadySeconds)
+		s.t.Logf("%s: process %d, then %d, ready after %.1f s", name, old[name].PID, c.PID, c.ReadySeconds)
 	}
 	s.unharmed()
 	s.newPods()
-	s.strike()
 }
 
-// TestSupervisorKilled: without h8s the API is not published and nothing is respawned,
-// but everything runs on; the next `h8s up` takes it over and repairs what died since.
-func TestSupervisorKilled(t *testing.T) {
-	s := set(t)
+// killSupervisor: without h8s the API is not published and nothing is respawned, but
+// everything runs on; the next `h8s up` takes it over and repairs what died since.
+func (s *scene) killSupervisor() {
 	st, err := s.status()
 	if err != nil {
-		t.Fatal(err)
+		s.t.Fatal(err)
 	}
-	kill(t, st.PID)
+	kill(s.t, st.PID)
 	s.gone("h8s", st.PID)
 
 	out, code := s.h8s("status")
 	if code == 0 || !strings.Contains(out, string(status.Headless)) || !strings.Contains(out, "h8s up") {
-		t.Errorf("h8s status without its daemon: exit code %d, want another, the word %q and what to do:\n%s", code, status.Headless, out)
+		s.t.Errorf("h8s status without its daemon: exit code %d, want another, the word %q and what to do:\n%s", code, status.Headless, out)
 	}
 	if conn, err := net.Dial("tcp", fmt.Sprintf("127.0.0.1:%d", st.Settings.APIPort)); err == nil {
 		_ = conn.Close()
-		t.Error("somebody still listens on the API port")
+		s.t.Error("somebody still listens on the API port")
 	}
 	pids := map[string]int{}
 	for _, c := range st.Components {
 		pids[c.Name] = c.PID
 	}
-	kill(t, pids["kube-scheduler"])
+	kill(s.t, pids["kube-scheduler"])
 
 	if out, code := s.h8s("up"); code != 0 {
-		t.Fatalf("h8s up: exit code %d\n%s", code, out)
+		s.t.Fatalf("h8s up: exit code %d\n%s", code, out)
 	}
 	again, err := s.status()
 	if err != nil {
-		t.Fatal(err)
+		s.t.Fatal(err)
 	}
 	for _, c := range again.Components {
 		adopted := c.PID == pids[c.Name]
 		if adopted == (c.Name == "kube-scheduler") {
-			t.Errorf("component %s: process %d, then %d", c.Name, pids[c.Name], c.PID)
+			s.t.Errorf("component %s: process %d, then %d", c.Name, pids[c.Name], c.PID)
 		}
 	}
 	s.unharmed()
 	s.newPods()
-	s.strike()
 }
 
 // unharmed checks that the victim is the same VM with the same containers, that exec
 // works and that no line of its log is missing or doubled.
 func (s *scene) unharmed() {
 	s.t.Helper()
-	if now := s.vm("victim"); now != s.victim {
-		s.t.Errorf("the Pod is another: was %+v, is %+v", s.victim, now)
+	if now := s.vm(victim); now != s.was[victim] {
+		s.t.Errorf("the Pod is another: was %+v, is %+v", s.was[victim], now)
 	}
-	s.Ready("victim", "neighbour")
+	s.Ready(victim, neighbour)
 	for _, name := range []string{"one", "two"} {
-		if n := s.Pod("victim").Container(name).RestartCount; n != 0 {
+		if n := s.Pod(victim).Container(name).RestartCount; n != 0 {
 			s.t.Errorf("container %s was restarted %d times", name, n)
 		}
 	}
-	if got := s.Exec("victim/two", "echo", "alive"); got != "alive" {
+	if got := s.Exec(victim+"/two", "echo", "alive"); got != "alive" {
 		s.t.Errorf("exec: %q", got)
 	}
 	lines := len(s.log())
@@ -117,7 +120,7 @@ func (s *scene) unharmed() {
 
 func (s *scene) log() []string {
 	s.t.Helper()
-	return strings.Split(strings.TrimSpace(s.Logs("victim/one")), "\n")
+	return strings.Split(strings.TrimSpace(s.Logs(victim+"/one")), "\n")
 }
 
 // newPods checks that the node still starts Pods.
@@ -127,4 +130,5 @@ func (s *scene) newPods() {
 	if end := s.Ended("late", "late"); end.ExitCode != 3 {
 		s.t.Errorf("a new Pod ended with %+v, want exit code 3", end)
 	}
+	s.Kubectl("delete", "pod", "late", "--wait", "--timeout=1m")
 }

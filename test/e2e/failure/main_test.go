@@ -1,6 +1,7 @@
 package failure
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"os"
@@ -36,42 +37,114 @@ type vm struct {
 	Shim, VMM int
 }
 
-// scene is two running Pods, "victim" and "neighbour", in a Namespace of a test.
+// scene is some Pods to do harm to and a neighbour that must not notice, in a Namespace
+// of a test.
 type scene struct {
 	*testcluster.Namespace
 	t      *testing.T
 	layout layout.Node
 	before testcluster.Inventory
-	// victim and neighbour are the Pods as they were when the test began.
-	victim, neighbour vm
+	// was has the Pods as they were when the test began.
+	was map[string]vm
 }
 
-// set starts the Pods. When the test ends they are deleted and must leave nothing.
-func set(t *testing.T) *scene {
+const neighbour = "neighbour"
+
+// set starts the Pods.
+func set(t *testing.T, victims ...string) *scene {
 	t.Helper()
 	c := testcluster.Up(t)
 	l, err := layout.NewNode(c.Node)
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := &scene{t: t, layout: l, before: c.Inventory(t), Namespace: c.Namespace(t)}
-	s.Apply("testdata/victim.yaml")
-	s.Ready("victim", "neighbour")
-	s.victim, s.neighbour = s.vm("victim"), s.vm("neighbour")
+	// Pods of the node's own that are still coming up would look like leaks.
+	c.Kubectl(t, "-n", "kube-system", "wait", "deployment", "--all", "--for=condition=Available", "--timeout=4m")
+	s := &scene{t: t, layout: l, before: c.Inventory(t), Namespace: c.Namespace(t), was: map[string]vm{}}
+	s.Apply("testdata/neighbour.yaml")
+	manifest, err := os.ReadFile("testdata/victim.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range victims {
+		file := filepath.Join(t.TempDir(), name+".yaml")
+		if err := os.WriteFile(file, bytes.Replace(manifest, []byte("NAME"), []byte(name), 1), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		s.Apply(file)
+	}
+	for _, name := range append(victims, neighbour) {
+		s.Ready(name)
+		s.was[name] = s.vm(name)
+	}
 	return s
 }
 
-// strike deletes the Pods and looks for what they left.
+// run runs a subtest on the scene.
+func (s *scene) run(name string, test func(s *scene)) {
+	s.t.Run(name, func(t *testing.T) {
+		sub := *s
+		sub.t, sub.Namespace = t, s.Namespace.For(t)
+		test(&sub)
+	})
+}
+
+// strike deletes the Pods and looks for what anything that happened has left.
 func (s *scene) strike() {
 	s.t.Helper()
-	if got := s.vm("neighbour"); got != s.neighbour {
-		s.t.Errorf("the neighbour noticed: it was %+v and is %+v", s.neighbour, got)
+	if got := s.vm(neighbour); got != s.was[neighbour] {
+		s.t.Errorf("the neighbour noticed: it was %+v and is %+v", s.was[neighbour], got)
 	}
-	if n := s.Pod("neighbour").Container("one").RestartCount; n != 0 {
+	if n := s.Pod(neighbour).Container("one").RestartCount; n != 0 {
 		s.t.Errorf("the neighbour was restarted %d times", n)
 	}
 	s.Kubectl("delete", "pod", "--all", "--wait", "--timeout=2m")
 	s.NothingLeft(s.t, s.before, later)
+}
+
+// noTrace waits until nothing of a sandbox is left but what containerd and the kubelet
+// remember of it until they collect their garbage: no process, cgroup, socket or
+// state of the shim's, and no tap or veth without a Pod.
+func (s *scene) noTrace(v vm, links int) {
+	s.t.Helper()
+	var left []string
+	s.t.Cleanup(func() {
+		if len(left) > 0 {
+			s.t.Logf("left of sandbox %s:\n  %s", v.Sandbox, strings.Join(left, "\n  "))
+		}
+	})
+	s.Until("nothing of the dead VM is left", soon, func() bool {
+		left = nil
+		for kind, entries := range s.Inventory(s.t) {
+			switch kind {
+			case "process", "cgroup", "loop device", "mount of the machine", "file of the machine":
+			default:
+				continue
+			}
+			for entry := range entries {
+				if strings.Contains(entry, v.Sandbox) {
+					left = append(left, kind+" "+entry)
+				}
+			}
+		}
+		states, _ := filepath.Glob(filepath.Join(s.NodeRoot(s.t), "run/h8s-shim", "*", v.Sandbox+"*"))
+		more, _ := filepath.Glob(filepath.Join(s.NodeRoot(s.t), "run/h8s-shim", v.Sandbox+"*"))
+		left = append(left, append(states, more...)...)
+		if now := s.links(); now != links {
+			left = append(left, fmt.Sprintf("the node has %d links, it had %d", now, links))
+		}
+		return len(left) == 0
+	})
+}
+
+// links counts the network links of the node.
+func (s *scene) links() int {
+	s.t.Helper()
+	total := 0
+	for _, n := range s.Inventory(s.t)["link of the node"] {
+		total += n
+	}
+	return total
 }
 
 // vm finds the ready sandbox of a Pod and its processes.

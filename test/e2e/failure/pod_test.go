@@ -8,50 +8,50 @@ import (
 	"testing"
 )
 
-// TestShimKilled: the VM dies with its shim, containerd is told, the kubelet starts the
-// Pod anew.
-func TestShimKilled(t *testing.T) {
-	s := set(t)
-	kill(t, s.victim.Shim)
-	s.gone("the VMM", s.victim.VMM)
-	s.recovered("")
+// TestPodKilled kills each of what a Pod's VM consists of, each of another Pod.
+func TestPodKilled(t *testing.T) {
+	s := set(t, "shim", "vmm", "kernel", "agent")
+	// The VM dies with its shim, containerd is told, the kubelet starts the Pod anew. The
+	// exit code is 255 as with any runtime: containerd's CRI decides it when its
+	// connection breaks, before it asks `shim delete`, which would say 137.
+	s.run("shim", func(s *scene) {
+		s.dies("shim", 255, "", func(v vm) { kill(s.t, v.Shim) })
+	})
+	s.run("vmm", func(s *scene) {
+		s.dies("vmm", 137, "killed", func(v vm) { kill(s.t, v.VMM) })
+	})
+	// A container that owns its kernel may crash it.
+	s.run("kernel", func(s *scene) {
+		s.dies("kernel", 137, "sysrq triggered crash", func(vm) {
+			_, _ = s.Try("exec", "kernel", "-c", "one", "--", "sh", "-c", "echo c > /proc/sysrq-trigger")
+		})
+	})
+	s.run("agent", func(s *scene) {
+		s.dies("agent", 137, "Attempted to kill init", func(vm) { s.killAgent("agent") })
+	})
 	s.strike()
 }
 
-// TestVMMKilled: every container exits with 137 and the Pod says why.
-func TestVMMKilled(t *testing.T) {
-	s := set(t)
-	kill(t, s.victim.VMM)
-	s.gone("the shim", s.victim.Shim)
-	s.recovered("killed")
-	s.strike()
+// dies does harm to a Pod's VM and checks what must come of it, whatever it was: the
+// VM is gone with all its processes, and the Pod runs again in another.
+func (s *scene) dies(pod string, code int, reason string, harm func(vm)) {
+	s.t.Helper()
+	was, links := s.was[pod], s.links()
+	harm(was)
+	s.gone("the VMM", was.VMM)
+	s.recovered(pod, code, reason)
+	s.noTrace(was, links)
 }
 
-// TestGuestPanic: a container that owns its kernel may crash it; that ends its own Pod
-// only, and the console's last words are told.
-func TestGuestPanic(t *testing.T) {
-	s := set(t)
-	_, _ = s.Try("exec", "victim", "-c", "one", "--", "sh", "-c", "echo c > /proc/sysrq-trigger")
-	s.gone("the VMM", s.victim.VMM)
-	s.gone("the shim", s.victim.Shim)
-	s.recovered("panic")
-	s.strike()
-}
-
-// TestAgentKilled: hyperstart is PID 1, so its end is the end of the guest's kernel. A
-// container cannot signal it from its own PID namespace, but the kernel's core dump
-// helper runs in the guest's first namespaces.
-func TestAgentKilled(t *testing.T) {
-	s := set(t)
-	_, id, _ := strings.Cut(s.Pod("victim").Container("one").ContainerID, "://")
+// killAgent kills hyperstart, the guest's PID 1. A container cannot signal it from its
+// own PID namespace, but the kernel's core dump helper runs in the guest's first
+// namespaces.
+func (s *scene) killAgent(pod string) {
+	_, id, _ := strings.Cut(s.Pod(pod).Container("one").ContainerID, "://")
 	script := fmt.Sprintf("printf '%s' > /assassin && chmod 755 /assassin && echo '|/run/h8s/containers/%s/rootfs/assassin' > /proc/sys/kernel/core_pattern && "+
 		"sh -c 'kill -SEGV $$'; sleep 30", octal(assassin()), id)
-	out, err := s.Try("exec", "victim", "-c", "one", "--", "sh", "-c", script)
-	t.Logf("exec ended with %v: %s", err, out)
-	s.gone("the VMM", s.victim.VMM)
-	s.gone("the shim", s.victim.Shim)
-	s.recovered("panic")
-	s.strike()
+	out, err := s.Try("exec", pod, "-c", "one", "--", "sh", "-c", script)
+	s.t.Logf("exec ended with %v: %s", err, out)
 }
 
 // assassin is an ELF executable without any library that sends SIGABRT to PID 1, which
@@ -85,42 +85,37 @@ func octal(b []byte) string {
 	return s.String()
 }
 
-// recovered waits until the Pod runs again in another VM, all containers restarted once,
-// and checks how they ended: with 137 and a message that holds reason.
-func (s *scene) recovered(reason string) {
+// recovered waits until a Pod runs again in another VM, all containers restarted once,
+// and checks how they ended: with code and a message that holds reason.
+func (s *scene) recovered(name string, code int, reason string) {
 	s.t.Helper()
-	for _, name := range []string{"one", "two"} {
-		s.Restarts("victim", name, 1)
+	for _, container := range []string{"one", "two"} {
+		s.Restarts(name, container, 1)
 	}
-	s.Ready("victim")
-	now := s.vm("victim")
-	if now.Sandbox == s.victim.Sandbox || now.VMM == s.victim.VMM || now.Shim == s.victim.Shim {
-		s.t.Errorf("the Pod runs in the old VM: was %+v, is %+v", s.victim, now)
+	s.Ready(name)
+	was, now := s.was[name], s.vm(name)
+	if now.Sandbox == was.Sandbox || now.VMM == was.VMM || now.Shim == was.Shim {
+		s.t.Errorf("the Pod runs in the old VM: was %+v, is %+v", was, now)
 	}
-	pod := s.Pod("victim")
-	for _, name := range []string{"one", "two"} {
-		c := pod.Container(name)
+	pod := s.Pod(name)
+	for _, container := range []string{"one", "two"} {
+		c := pod.Container(container)
 		if c.RestartCount != 1 {
-			s.t.Errorf("container %s was restarted %d times, want once", name, c.RestartCount)
+			s.t.Errorf("container %s was restarted %d times, want once", container, c.RestartCount)
 		}
 		end := c.LastState.Terminated
 		switch {
 		case end == nil:
-			s.t.Errorf("container %s does not say how it ended: %+v", name, c)
-		case end.ExitCode != 137:
-			s.t.Errorf("container %s ended with %d (%s), want 137", name, end.ExitCode, end.Reason)
+			s.t.Errorf("container %s does not say how it ended: %+v", container, c)
+		case end.ExitCode != code:
+			s.t.Errorf("container %s ended with %d (%s), want %d", container, end.ExitCode, end.Reason, code)
 		case !strings.Contains(end.Message, reason):
-			s.t.Errorf("container %s ended with reason %q and message %q, which does not say %q", name, end.Reason, end.Message, reason)
+			s.t.Errorf("container %s ended with reason %q and message %q, which does not say %q", container, end.Reason, end.Message, reason)
 		default:
-			s.t.Logf("container %s: %d, %s, %q", name, end.ExitCode, end.Reason, end.Message)
+			s.t.Logf("container %s: %d, %s, %q", container, end.ExitCode, end.Reason, end.Message)
 		}
 	}
-	if got := s.Exec("victim/two", "echo", "alive"); got != "alive" {
+	if got := s.Exec(name+"/two", "echo", "alive"); got != "alive" {
 		s.t.Errorf("exec after the recovery: %q", got)
-	}
-	for _, p := range s.Processes(s.t) {
-		if strings.Contains(p.Command, s.victim.Sandbox) {
-			s.t.Errorf("process of the dead VM: %+v", p)
-		}
 	}
 }

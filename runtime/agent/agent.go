@@ -16,6 +16,7 @@ import (
 	"github.com/containerd/errdefs/pkg/errgrpc"
 	"github.com/containerd/log"
 	"github.com/containerd/ttrpc"
+	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/emptypb"
 
 	hyperstart "github.com/hypernetes/hypernetes/api/hyperstart/v1"
@@ -65,7 +66,10 @@ func native(err error) error {
 	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, context.Canceled):
 		return err
 	}
-	return errgrpc.ToNative(err)
+	// Its code and text only: the details of a status are values of types the guest
+	// would choose, and each becomes a line of its own in the error.
+	st, _ := status.FromError(err)
+	return errgrpc.ToNative(status.Error(st.Code(), st.Message()))
 }
 
 func unavailable(err error) error {

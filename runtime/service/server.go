@@ -14,6 +14,7 @@ import (
 	"github.com/containerd/errdefs/pkg/errgrpc"
 	"github.com/containerd/log"
 	"github.com/containerd/ttrpc"
+	"google.golang.org/grpc/status"
 
 	"github.com/hypernetes/hypernetes/runtime/sandbox"
 )
@@ -83,7 +84,17 @@ func guard(ctx context.Context, unmarshal ttrpc.Unmarshaler, info *ttrpc.UnarySe
 		e = e.WithError(err)
 	}
 	e.Debug("call")
-	return out, errgrpc.ToGRPC(classify(err))
+	return out, wire(classify(err))
+}
+
+// wire gives an error its code and text and no details: of an error that wraps several,
+// errgrpc makes a detail of each but the first, which users would read line by line.
+func wire(err error) error {
+	st, ok := status.FromError(errgrpc.ToGRPC(err))
+	if err == nil || !ok {
+		return err
+	}
+	return status.Error(st.Code(), st.Message())
 }
 
 // classify gives what has no class one that tells the caller whether to try again.

@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"runtime/debug"
+	"strings"
 
 	"github.com/containerd/errdefs"
 	"github.com/spf13/cobra"
@@ -23,14 +24,47 @@ type options struct {
 }
 
 // ExitError carries the exit code of a process that hyperctl ran for the
-// user; there is nothing to print about it.
-type ExitError struct{ Code int }
+// user; there is nothing to print about it unless it could not be started.
+type ExitError struct {
+	Code int
+	Err  error // why it was not started, or nil
+}
 
-func (e *ExitError) Error() string { return fmt.Sprintf("exit code %d", e.Code) }
+func (e *ExitError) Error() string {
+	if e.Err != nil {
+		return e.Err.Error()
+	}
+	return fmt.Sprintf("exit code %d", e.Code)
+}
+
+func (e *ExitError) Unwrap() error { return e.Err }
+
+// Exit codes of shells for programs that they cannot run.
+const (
+	exitNotExecutable = 126
+	exitNoSuchProgram = 127
+)
+
+// notStarted gives an error the exit code a shell would end with if the runtime says
+// that the program is missing or not one. The runtime has no other class for it than
+// its words.
+func notStarted(err error) error {
+	if err == nil {
+		return nil
+	}
+	text := strings.ToLower(err.Error())
+	switch {
+	case strings.Contains(text, "executable file") && strings.Contains(text, "not found"), strings.Contains(text, "open executable: no such file"):
+		return &ExitError{Code: exitNoSuchProgram, Err: err}
+	case strings.Contains(text, "permission denied"), strings.Contains(text, "exec format error"):
+		return &ExitError{Code: exitNotExecutable, Err: err}
+	}
+	return err
+}
 
 // Main runs the command line and returns the process's exit code: that of the
-// process for a foreground run and exec, 2 for a malformed command line, 1 for other
-// errors of our own.
+// process for a foreground run and exec (126 or 127 if it cannot be started), 2 for a
+// malformed command line, 1 for other errors of our own.
 func Main(ctx context.Context, args []string, stderr io.Writer) int {
 	cmd := New()
 	cmd.SetArgs(args)
@@ -40,6 +74,9 @@ func Main(ctx context.Context, args []string, stderr io.Writer) int {
 	case err == nil:
 		return 0
 	case errors.As(err, &exit):
+		if exit.Err != nil {
+			fmt.Fprintln(stderr, "hyperctl:", err)
+		}
 		return exit.Code
 	}
 	fmt.Fprintln(stderr, "hyperctl:", err)

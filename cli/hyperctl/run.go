@@ -98,7 +98,7 @@ func (h *hyper) run(ctx context.Context, o runOptions, handler string, t *termin
 	}
 	defer w.stop()
 	if _, err := h.pods.StartContainer(ctx, &cri.StartContainerRequest{ContainerId: ctrID}); err != nil {
-		return errors.Join(h.explain("start", err), h.removePod(context.WithoutCancel(ctx), podID))
+		return errors.Join(notStarted(h.explain("start", err)), h.removePod(context.WithoutCancel(ctx), podID))
 	}
 	if o.detach {
 		_, err := fmt.Fprintln(t.out, podID)
@@ -159,7 +159,9 @@ func (h *hyper) haveImage(ctx context.Context, ref, policy string) error {
 		if err == nil {
 			return nil
 		}
-		reason = "and cannot be pulled: " + h.explain("pull", err).Error()
+		// The runtime names h8s's own remedy; ours follows.
+		cause, _, _ := strings.Cut(h.explain("pull", err).Error(), "; without a registry")
+		reason = "and cannot be pulled: " + cause
 	}
 	return fmt.Errorf("image %q is not on the node, %s\n  load it:      hyperctl load FILE.tar   (from `docker save` or `h8s image build`)\n  or use one of: %s: %w",
 		ref, reason, strings.Join(h.imageNames(ctx), ", "), errdefs.ErrNotFound)

@@ -59,6 +59,9 @@ func (o *options) connect(ctx context.Context, progress io.Writer) (*hyper, erro
 	if err != nil {
 		return nil, err
 	}
+	if os.Geteuid() != 0 {
+		return nil, fmt.Errorf("node %s belongs to root: run hyperctl as root, for example with sudo: %w", l.Name, errdefs.ErrPermissionDenied)
+	}
 	h.snapshotter = "erofs"
 	h.socket, h.logs, h.cgroupParent = l.ContainerdSocket(), l.StatePath("log", "hyperctl"), l.Cgroup()+"/hyperctl"
 	if !answers(h.socket) {

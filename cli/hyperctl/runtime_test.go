@@ -161,6 +161,9 @@ func (r *testRuntime) call(stdin io.Reader, args ...string) (code int, out, errs
 	switch {
 	case errors.As(err, &exit):
 		code = exit.Code
+		if exit.Err != nil {
+			stderr.WriteString(err.Error())
+		}
 	case err != nil:
 		code = -1
 		stderr.WriteString(err.Error())
@@ -218,6 +221,7 @@ func TestPodsUnderRunc(t *testing.T) {
 		r.want(0, "hello", "exec", "box", "sh", "-c", "echo $GREETING")
 		r.want(0, "/dev/pts/", "exec", "-t", pod[:12], "tty")
 		r.want(9, "", "exec", pod, "sh", "-c", "exit 9")
+		r.want(127, "no-such-program", "exec", pod, "no-such-program")
 		r.want(-1, "no Pod or container", "exec", "nobody", "true")
 		r.want(-1, "is taken by", "run", "-d", "--name", "box", "busybox", "true")
 		r.want(0, "started", "logs", "box")
@@ -240,7 +244,7 @@ func TestPodsUnderRunc(t *testing.T) {
 	})
 	t.Run("errors", func(t *testing.T) {
 		r.want(-1, "hyperctl load FILE.tar", "run", "-d", "--pull", "never", "ubuntu:trusty", "sleep", "1000")
-		r.want(-1, "no-such-program", "run", "--rm", "busybox", "no-such-program")
+		r.want(127, "no-such-program", "run", "--rm", "busybox", "no-such-program")
 		r.want(-1, "not on this node", "rmi", "nothing:1")
 		r.want(0, "POD ID   NAME   IMAGE   STATUS   AGE   IP", "ps", "-a")
 	})

@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"regexp"
 	"strconv"
 	"strings"
 	"sync"
@@ -259,5 +260,8 @@ func decodeStatus(text []byte) error {
 			return &ExitError{Code: int(code)}
 		}
 	}
-	return errors.New(st.Message)
+	return notStarted(errors.New(wrapping.ReplaceAllString(st.Message, "")))
 }
+
+// wrapping is what layers of the runtime put before the reason why a program did not start.
+var wrapping = regexp.MustCompile(`^.*start (exec|process) "[0-9a-f]{64}": `)

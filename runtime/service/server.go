@@ -104,7 +104,7 @@ func classify(err error) error {
 		return err
 	case errdefs.IsNotFound(err), errdefs.IsAlreadyExists(err), errdefs.IsInvalidArgument(err), errdefs.IsFailedPrecondition(err),
 		errdefs.IsUnavailable(err), errdefs.IsNotImplemented(err), errdefs.IsResourceExhausted(err), errdefs.IsDataLoss(err),
-		errdefs.IsAborted(err), errdefs.IsPermissionDenied(err), errdefs.IsInternal(err), errdefs.IsOutOfRange(err), errdefs.IsUnauthorized(err):
+		errdefs.IsAborted(err), errdefs.IsPermissionDenied(err), errdefs.IsInternal(err), errdefs.IsOutOfRange(err), errdefs.IsUnauthorized(err), errdefs.IsUnknown(err):
 		return err
 	}
 	return fmt.Errorf("%w: %w", err, errdefs.ErrUnknown)

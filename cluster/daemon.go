@@ -227,6 +227,7 @@ func (d *Daemon) start(ctx context.Context, report func(status.Event)) error {
 		return err
 	}
 	in.AnchorPID = d.node.AnchorPID()
+	d.sweep(ctx)
 	return d.startComponents(ctx, component.All(in), report)
 }
 

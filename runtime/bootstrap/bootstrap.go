@@ -35,6 +35,9 @@ type Program struct {
 	Serve func(ctx context.Context, p Params, l net.Listener) error
 	// Delete collects what a dead shim left, and does nothing if it lives.
 	Delete func(ctx context.Context, p Params) error
+	// Sweep collects what every dead shim of the node left. Not containerd's: a node's
+	// supervisor runs `containerd-shim-hyper-v2 sweep` before it starts containerd.
+	Sweep func(ctx context.Context, p Params) error
 }
 
 // maxParams bounds what is read from standard input, in bytes.
@@ -55,8 +58,10 @@ func Main(p Program) int {
 			err = serve(p, params)
 		case "delete":
 			err = remove(p, params, os.Stdout)
+		case "sweep":
+			err = sweep(p, params)
 		default:
-			err = fmt.Errorf("action %q: must be start or delete: %w", action, errdefs.ErrInvalidArgument)
+			err = fmt.Errorf("action %q: must be start, delete or sweep: %w", action, errdefs.ErrInvalidArgument)
 		}
 	}
 	if err != nil {
@@ -86,7 +91,7 @@ func parseArgs(args []string) (Params, string, error) {
 	if f.NArg() != 1 {
 		return p, "", fmt.Errorf("command line: want one action, got %d; containerd starts this program: %w", f.NArg(), errdefs.ErrInvalidArgument)
 	}
-	if p.ID == "" || p.Namespace == "" {
+	if f.Arg(0) != "sweep" && (p.ID == "" || p.Namespace == "") {
 		return p, "", fmt.Errorf("command line: -namespace and -id must be given: %w", errdefs.ErrInvalidArgument)
 	}
 	return p, f.Arg(0), nil

@@ -206,6 +206,9 @@ func (l lossy) Write(p []byte) (int, error) {
 // deleteTimeout is below containerd's own of five seconds.
 const deleteTimeout = 4 * time.Second
 
+// sweepTimeout bounds collecting after all dead shims of a node.
+const sweepTimeout = 30 * time.Second
+
 // remove collects after a dead shim and reports the exit of whoever lived in it.
 func remove(p Program, params Params, out io.Writer) error {
 	log.L.Logger.SetOutput(io.Discard)
@@ -226,6 +229,13 @@ func remove(p Program, params Params, out io.Writer) error {
 	}
 	_, err = out.Write(b)
 	return err
+}
+
+// sweep collects after every dead shim; what it says is for the supervisor's log.
+func sweep(p Program, params Params) error {
+	ctx, cancel := context.WithTimeout(context.Background(), sweepTimeout)
+	defer cancel()
+	return p.Sweep(ctx, params)
 }
 
 // noted finds the configuration's path for a sandbox's bundle or a container's, which

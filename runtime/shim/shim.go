@@ -37,6 +37,7 @@ func Program(version string) bootstrap.Program {
 		Check:  check,
 		Serve:  func(ctx context.Context, p bootstrap.Params, l net.Listener) error { return serve(ctx, p, l, version) },
 		Delete: collect,
+		Sweep:  sweep,
 	}
 }
 
@@ -103,6 +104,15 @@ func collect(ctx context.Context, p bootstrap.Params) error {
 	if errdefs.IsFailedPrecondition(err) {
 		return nil
 	}
+	return err
+}
+
+func sweep(ctx context.Context, p bootstrap.Params) error {
+	cfg, err := config.Load(p.ConfigPath)
+	if err != nil {
+		return err
+	}
+	_, err = janitor.Sweep(ctx, cfg.StateDir)
 	return err
 }
 

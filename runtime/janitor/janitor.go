@@ -18,6 +18,7 @@ import (
 
 	"github.com/hypernetes/hypernetes/runtime/nic"
 	"github.com/hypernetes/hypernetes/runtime/record"
+	"github.com/hypernetes/hypernetes/runtime/vmuser"
 )
 
 // Leftovers lists the sandboxes whose shim is dead.
@@ -66,6 +67,7 @@ func Collect(ctx context.Context, stateDir string, r *record.Record) error {
 			errs = append(errs, err)
 		}
 	}
+	errs = append(errs, vmuser.Sweep(filepath.Join(stateDir, vmuser.Dir)))
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("sandbox %s: %w", r.ID, err)
 	}

@@ -28,6 +28,10 @@ func lastWords(reason string, e vmm.Exit, console string) string {
 		}
 		return r
 	}, strings.ToValidUTF8(console, "?"))
+	// What a kernel prints after its panic is registers and addresses.
+	if i := strings.Index(console, e.Detail); i >= 0 && e.Reason == vmm.ReasonPanic {
+		console = console[:i+len(e.Detail)]
+	}
 	lines := strings.Split(strings.Trim(console, "\n"), "\n")
 	tail := strings.Join(lines[max(0, len(lines)-wordLines):], "\n")
 	if over := len(tail) - wordBytes; over > 0 {

@@ -9,6 +9,11 @@ import (
 )
 
 func TestLastWords(t *testing.T) {
+	panicked := vmm.Exit{Reason: vmm.ReasonPanic, Detail: "Kernel panic: oops"}
+	want := "the Pod's vm ended: panic (Kernel panic: oops)\nconsole: one\n[1.0] Kernel panic: oops"
+	if got := lastWords("vm ended: panic", panicked, "one\n[1.0] Kernel panic: oops\nCall Trace:\n"); got != want {
+		t.Errorf("panic: got %q, want %q", got, want)
+	}
 	for _, c := range []struct{ name, reason, detail, console, want string }{
 		{"killed", "vm ended: killed", "vmm was sent killed by somebody else", "",
 			"the Pod's vm ended: killed (vmm was sent killed by somebody else)"},

@@ -163,7 +163,7 @@ func (h host) Scratch(ctx context.Context) (*os.File, error) {
 
 // User implements sandbox.Host.
 func (h host) User(name string) (int, func(), error) {
-	u, err := vmuser.Take(filepath.Join(h.cfg.StateDir, "users"), h.cfg.UIDBase, config.UIDs, name)
+	u, err := vmuser.Take(filepath.Join(h.cfg.StateDir, vmuser.Dir), h.cfg.UIDBase, config.UIDs, name)
 	if err != nil {
 		return 0, nil, err
 	}

@@ -16,6 +16,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// Dir is the lock files' directory below the shims' state directory.
+const Dir = "users"
+
 // User is an allocated id; it is free again when Release is called or the process ends.
 type User struct {
 	// ID is used as user and group id.
@@ -71,6 +74,37 @@ func lock(path string) (*os.File, error) {
 			return nil, errors.Join(err1, err2)
 		}
 	}
+}
+
+// Sweep removes the lock files whose holders are dead. They keep no id taken, but a
+// file for every VM that was ever killed would stay.
+func Sweep(dir string) error {
+	entries, err := os.ReadDir(dir)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	errs := []error{err}
+	for _, e := range entries {
+		path := filepath.Join(dir, e.Name())
+		f, err := os.OpenFile(path, os.O_RDWR, 0)
+		if errors.Is(err, os.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		// Removed while it is locked, as by a holder: see lock.
+		if unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) == nil {
+			ours, err1 := f.Stat()
+			named, err2 := os.Stat(path)
+			if err1 == nil && err2 == nil && os.SameFile(ours, named) {
+				errs = append(errs, os.Remove(path))
+			}
+		}
+		_ = f.Close()
+	}
+	return errors.Join(errs...)
 }
 
 // Release frees the id. It is idempotent and does nothing for nil.

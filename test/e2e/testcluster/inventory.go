@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -203,11 +204,15 @@ func (inv Inventory) loops() {
 	}
 }
 
+// qosGroup matches the kubelet's groups of Pods of one class. In hierarchies it does not
+// use itself they come with the first Pod and stay.
+var qosGroup = regexp.MustCompile(`/kubepods(/besteffort|/burstable)?$`)
+
 func (inv Inventory) cgroups(node string) {
 	trees, _ := filepath.Glob("/sys/fs/cgroup/*/h8s/" + node)
 	for _, tree := range append(trees, "/sys/fs/cgroup/h8s/"+node) {
 		_ = filepath.WalkDir(tree, func(path string, d fs.DirEntry, err error) error {
-			if err == nil && d.IsDir() {
+			if err == nil && d.IsDir() && !qosGroup.MatchString(path) {
 				inv.add("cgroup", path)
 			}
 			return nil

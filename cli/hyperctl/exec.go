@@ -61,16 +61,16 @@ func newAttachCommand(o *options) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			tty, stdin, err := h.ioOf(cmd.Context(), c.Id)
+			is, err := h.ioOf(cmd.Context(), c.Id)
 			if err != nil {
 				return err
 			}
 			t := terminalOf(cmd)
-			s := streamOptions{stdout: t.out, stderr: t.err, tty: tty}
-			if stdin && !noStdin {
+			s := streamOptions{stdout: t.out, stderr: t.err, tty: is.TTY, holdInput: !is.StdinOnce}
+			if is.Stdin && !noStdin {
 				s.stdin = detachable(t.in)
 			}
-			if tty {
+			if is.TTY {
 				err = t.raw(func(resize <-chan windowSize) error {
 					s.resize = resize
 					return h.attach(cmd.Context(), c.Id, s)

@@ -71,22 +71,25 @@ func (h *hyper) logFile(ctx context.Context, id string) (string, error) {
 	return st.Status.LogPath, nil
 }
 
-// ioOf says whether a container has a terminal and takes input.
-func (h *hyper) ioOf(ctx context.Context, id string) (tty, stdin bool, err error) {
+// ioConfig is how a container's first process is connected.
+type ioConfig struct {
+	TTY       bool `json:"tty"`
+	Stdin     bool `json:"stdin"`
+	StdinOnce bool `json:"stdin_once"` // the first end of input is the last
+}
+
+func (h *hyper) ioOf(ctx context.Context, id string) (ioConfig, error) {
 	st, err := h.pods.ContainerStatus(ctx, &cri.ContainerStatusRequest{ContainerId: id, Verbose: true})
 	if err != nil {
-		return false, false, h.explain("container status", err)
+		return ioConfig{}, h.explain("container status", err)
 	}
 	var info struct {
-		Config struct {
-			Tty   bool `json:"tty"`
-			Stdin bool `json:"stdin"`
-		} `json:"config"`
+		Config ioConfig `json:"config"`
 	}
 	if err := json.Unmarshal([]byte(st.Info["info"]), &info); err != nil {
-		return false, false, fmt.Errorf("container status: %w", err)
+		return ioConfig{}, fmt.Errorf("container status: %w", err)
 	}
-	return info.Config.Tty, info.Config.Stdin, nil
+	return info.Config, nil
 }
 
 type logOptions struct {

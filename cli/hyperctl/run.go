@@ -81,11 +81,11 @@ func (h *hyper) run(ctx context.Context, o runOptions, handler string, t *termin
 	if err != nil {
 		return err
 	}
+	left := false
 	if o.remove {
 		defer func() {
-			if errors.Is(err, errDetached) {
-				err = nil // left running on purpose; so it is not removed either
-				return
+			if left {
+				return // on purpose; so it is not removed either
 			}
 			if rmErr := h.removePod(context.WithoutCancel(ctx), podID); rmErr != nil {
 				err = errors.Join(err, rmErr)
@@ -104,7 +104,12 @@ func (h *hyper) run(ctx context.Context, o runOptions, handler string, t *termin
 		_, err := fmt.Fprintln(t.out, podID)
 		return err
 	}
-	return h.foreground(ctx, o, ctrID, w, t)
+	err = h.foreground(ctx, o, ctrID, w, t)
+	if errors.Is(err, errDetached) {
+		left = true
+		_, err = fmt.Fprintf(t.err, "left running; back by: hyperctl attach %s\n", s.pod.Metadata.Name)
+	}
+	return err
 }
 
 // nameIsFree refuses a second Pod of the same name: the runtime would take it,

@@ -38,6 +38,9 @@ type streamOptions struct {
 	stdout, stderr io.Writer
 	tty            bool
 	resize         <-chan windowSize
+	// holdInput keeps the end of stdin to ourselves: to a process that others may attach
+	// to as well, the runtime takes it for our leaving, output and all.
+	holdInput bool
 }
 
 // exec runs a command in a container. A process that ran and failed is an
@@ -168,7 +171,9 @@ func (s *streams) copy(ctx context.Context, o streamOptions) error {
 	if s.stdin != nil {
 		go func() {
 			_, err := io.Copy(s.stdin, o.stdin)
-			_ = s.stdin.Close()
+			if !o.holdInput {
+				_ = s.stdin.Close()
+			}
 			inputEnd <- err
 		}()
 	}

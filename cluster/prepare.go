@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 
+	"github.com/hypernetes/hypernetes/cluster/atomicfile"
 	"github.com/hypernetes/hypernetes/cluster/component"
 	"github.com/hypernetes/hypernetes/cluster/kubeconfig"
 	"github.com/hypernetes/hypernetes/cluster/pki"
@@ -51,10 +52,7 @@ func writeFile(path, content string) error {
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return err
 	}
-	if err := os.WriteFile(path+".tmp", []byte(content), 0o600); err != nil {
-		return err
-	}
-	return os.Rename(path+".tmp", path)
+	return atomicfile.Write(path, []byte(content), 0o600)
 }
 
 // ensureEncryptionKey makes the key Secrets are encrypted with, once: with another

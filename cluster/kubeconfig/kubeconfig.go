@@ -10,8 +10,11 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"syscall"
 
 	"sigs.k8s.io/yaml"
+
+	"github.com/hypernetes/hypernetes/cluster/atomicfile"
 )
 
 // Entry is one cluster, user and context, all three called Name.
@@ -138,13 +141,28 @@ func without(list any, name string) []any {
 	return kept
 }
 
+// replace writes a new file with mode 0600. One that exists keeps its mode, its owner
+// and, if it is a link to a file kept elsewhere, its place.
 func replace(path string, b []byte) error {
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		return err
 	}
-	tmp := path + ".h8s-tmp"
-	if err := os.WriteFile(tmp, b, 0o600); err != nil {
+	target, err := filepath.EvalSymlinks(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return atomicfile.Write(path, b, 0o600)
+	}
+	if err != nil {
 		return err
 	}
-	return os.Rename(tmp, path)
+	st, err := os.Stat(target)
+	if err != nil {
+		return err
+	}
+	if err := atomicfile.Write(target, b, st.Mode().Perm()); err != nil {
+		return err
+	}
+	if owner, ok := st.Sys().(*syscall.Stat_t); ok {
+		return os.Chown(target, int(owner.Uid), int(owner.Gid))
+	}
+	return nil
 }

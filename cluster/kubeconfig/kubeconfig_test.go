@@ -98,3 +98,33 @@ func TestMergeRefusesNonsense(t *testing.T) {
 		t.Error("a file that is no kubeconfig was overwritten")
 	}
 }
+
+func TestMergeKeepsTheFileAsItIsKept(t *testing.T) {
+	dir := t.TempDir()
+	kept, path := filepath.Join(dir, "dotfiles", "config"), filepath.Join(dir, "config")
+	if err := os.Mkdir(filepath.Dir(kept), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(kept, []byte(users), 0o640); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chmod(kept, 0o640); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink(kept, path); err != nil {
+		t.Fatal(err)
+	}
+	if err := Merge(path, entry); err != nil {
+		t.Fatal(err)
+	}
+	if st, err := os.Lstat(path); err != nil || st.Mode()&os.ModeSymlink == 0 {
+		t.Errorf("the link was replaced: %v %v", st, err)
+	}
+	st, err := os.Stat(kept)
+	if err != nil || st.Mode().Perm() != 0o640 {
+		t.Errorf("mode %v %v", st.Mode(), err)
+	}
+	if b, err := os.ReadFile(kept); err != nil || !strings.Contains(string(b), entry.Server) {
+		t.Errorf("%s %v", b, err)
+	}
+}

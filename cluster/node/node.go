@@ -21,6 +21,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"github.com/hypernetes/hypernetes/cluster/atomicfile"
 	"github.com/hypernetes/hypernetes/cluster/cgroup"
 	"github.com/hypernetes/hypernetes/cluster/layout"
 	"github.com/hypernetes/hypernetes/cluster/settings"
@@ -86,8 +87,9 @@ func makeDirs(l layout.Node) error {
 			return err
 		}
 	}
-	for _, dir := range []string{l.State, l.StatePath("pki"), l.StatePath("kubeconfigs")} {
-		if err := os.Chmod(dir, 0o711); err != nil {
+	// The users of virtual machines reach their disks through State, and need no key.
+	for dir, mode := range map[string]fs.FileMode{l.State: 0o711, l.StatePath("pki"): 0o700, l.StatePath("kubeconfigs"): 0o700, l.StatePath("config"): 0o700} {
+		if err := os.Chmod(dir, mode); err != nil {
 			return err
 		}
 	}
@@ -108,7 +110,7 @@ func machineID(path string) (string, error) {
 		return "", err
 	}
 	id := hex.EncodeToString(raw[:])
-	return id, os.WriteFile(path, []byte(id+"\n"), 0o444)
+	return id, atomicfile.Write(path, []byte(id+"\n"), 0o444)
 }
 
 func (n *Node) startAnchor(ctx context.Context, cfg AnchorConfig) error {
@@ -184,10 +186,7 @@ func WriteRecord(path string, v any) error {
 	if err != nil {
 		return err
 	}
-	if err := os.WriteFile(path+".tmp", b, 0o600); err != nil {
-		return err
-	}
-	return os.Rename(path+".tmp", path)
+	return atomicfile.Write(path, b, 0o600)
 }
 
 // OpenLog opens a log file for appending, moving one of more than 32 MiB aside.

@@ -20,6 +20,8 @@ import (
 	"path/filepath"
 	"slices"
 	"time"
+
+	"github.com/hypernetes/hypernetes/cluster/atomicfile"
 )
 
 const (
@@ -205,7 +207,7 @@ func (s Store) signingKey(name string) (bool, error) {
 	if err != nil {
 		return false, err
 	}
-	return true, replace(s.Path(name+".pub"), pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: pub}), 0o644)
+	return true, atomicfile.Write(s.Path(name+".pub"), pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: pub}), 0o644)
 }
 
 func (s Store) load(name string) (*x509.Certificate, crypto.Signer, error) {
@@ -227,16 +229,19 @@ func (s Store) load(name string) (*x509.Certificate, crypto.Signer, error) {
 		return nil, nil, err
 	}
 	key, err := x509.ParseECPrivateKey(kp.Bytes)
+	if err == nil && !key.PublicKey.Equal(cert.PublicKey) {
+		err = fmt.Errorf("%s: the key is not the certificate's", s.Path(name))
+	}
 	return cert, key, err
 }
 
-// write puts the key down first: a certificate without its key would be taken for
-// a finished pair.
+// write puts the key down first: as long as the certificate is not there, or is not the
+// key's, the pair is not finished and load says so.
 func (s Store) write(name string, der []byte, key *ecdsa.PrivateKey) error {
 	if err := s.writeKey(name, key); err != nil {
 		return err
 	}
-	return replace(s.Path(name+".crt"), pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), 0o644)
+	return atomicfile.Write(s.Path(name+".crt"), pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), 0o644)
 }
 
 func (s Store) writeKey(name string, key *ecdsa.PrivateKey) error {
@@ -244,15 +249,7 @@ func (s Store) writeKey(name string, key *ecdsa.PrivateKey) error {
 	if err != nil {
 		return err
 	}
-	return replace(s.Path(name+".key"), pem.EncodeToMemory(&pem.Block{Type: "EC PRIVATE KEY", Bytes: b}), 0o600)
-}
-
-func replace(path string, b []byte, mode fs.FileMode) error {
-	tmp := path + ".tmp"
-	if err := os.WriteFile(tmp, b, mode); err != nil {
-		return err
-	}
-	return os.Rename(tmp, path)
+	return atomicfile.Write(s.Path(name+".key"), pem.EncodeToMemory(&pem.Block{Type: "EC PRIVATE KEY", Bytes: b}), 0o600)
 }
 
 func serial() *big.Int {

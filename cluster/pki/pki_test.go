@@ -87,3 +87,22 @@ func TestUnknownAuthority(t *testing.T) {
 		t.Error("no error")
 	}
 }
+
+// TestRenewalInterrupted is a crash between the two files of a pair that is replaced.
+func TestRenewalInterrupted(t *testing.T) {
+	s := Store{Dir: t.TempDir()}
+	ensure(t, s, leaves)
+	other, err := os.ReadFile(s.Path("client.key"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(s.Path("server.key"), other, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if wrote := ensure(t, s, leaves); !slices.Equal(wrote, []string{"server"}) {
+		t.Errorf("wrote %v", wrote)
+	}
+	if _, err := tls.LoadX509KeyPair(s.Path("server.crt"), s.Path("server.key")); err != nil {
+		t.Error(err)
+	}
+}

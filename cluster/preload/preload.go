@@ -17,6 +17,8 @@ import (
 	"strings"
 
 	"github.com/containerd/errdefs"
+
+	"github.com/hypernetes/hypernetes/cluster/atomicfile"
 )
 
 // maxIndex bounds manifest.json of an archive.
@@ -174,8 +176,5 @@ func writeJournal(path string, done map[string]string) error {
 	if err != nil {
 		return err
 	}
-	if err := os.WriteFile(path+".tmp", b, 0o600); err != nil {
-		return err
-	}
-	return os.Rename(path+".tmp", path)
+	return atomicfile.Write(path, b, 0o600)
 }

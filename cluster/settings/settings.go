@@ -14,6 +14,8 @@ import (
 	"strings"
 
 	"github.com/containerd/errdefs"
+
+	"github.com/hypernetes/hypernetes/cluster/atomicfile"
 )
 
 // The node's own network. It exists only inside the node's network namespace.
@@ -138,9 +140,5 @@ func (n Node) Save(path string) error {
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		return err
 	}
-	tmp := path + ".tmp"
-	if err := os.WriteFile(tmp, append(b, '\n'), 0o600); err != nil {
-		return err
-	}
-	return os.Rename(tmp, path)
+	return atomicfile.Write(path, append(b, '\n'), 0o600)
 }

@@ -230,7 +230,7 @@ func clearRules(s settings.Node) error {
 	if !s.HostNetwork {
 		return nil // they ended with the node's network namespace
 	}
-	return node.RemoveTables("kube-proxy", "cni_hostport", "cni_plugins_masquerade")
+	return node.RemoveRules("kube-proxy", "cni_hostport", "cni_plugins_masquerade")
 }
 
 // clearRun empties the node's run directory but for the lock and the socket, which

@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 )
 
@@ -145,7 +146,11 @@ func TestProxy(t *testing.T) {
 	plain, secure := httptest.NewServer(hello), httptest.NewTLSServer(hello)
 	defer plain.Close()
 	defer secure.Close()
-	p, _ := proxyOf(t)
+	guard := outward.Control
+	outward.Control = nil // the servers of this test are on loopback
+	defer func() { outward.Control = guard }()
+	p, g := proxyOf(t)
+	defer g.Close() // before the guard is back
 	for _, srv := range []*httptest.Server{plain, secure} {
 		client := srv.Client()
 		client.Transport.(*http.Transport).Proxy = http.ProxyURL(p)
@@ -157,6 +162,25 @@ func TestProxy(t *testing.T) {
 		_ = resp.Body.Close()
 		if err != nil || string(b) != "hello" {
 			t.Errorf("%s: %q %v", srv.URL, b, err)
+		}
+	}
+}
+
+func TestProxyRefusesTheMachineItself(t *testing.T) {
+	t.Setenv("HTTPS_PROXY", "")
+	t.Setenv("HTTP_PROXY", "")
+	l := listen(t)
+	_, port, err := net.SplitHostPort(l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, host := range []string{"127.0.0.1", "localhost", "0.0.0.0", "::1", "::ffff:127.0.0.1", "169.254.169.254", "fe80::1%lo"} {
+		address := net.JoinHostPort(host, port)
+		if _, err := dialOut(t.Context(), address); !errors.Is(err, errdefs.ErrPermissionDenied) {
+			t.Errorf("CONNECT %s: %v", address, err)
+		}
+		if _, err := dialTransport(t.Context(), "tcp", address); !errors.Is(err, errdefs.ErrPermissionDenied) {
+			t.Errorf("GET http://%s: %v", address, err)
 		}
 	}
 }

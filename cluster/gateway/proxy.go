@@ -9,10 +9,13 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/netip"
 	"net/url"
 	"strings"
+	"syscall"
 	"time"
 
+	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
 )
 
@@ -20,7 +23,9 @@ import (
 // the host, through the host's own proxy if its environment names one. It takes
 // ownership of l and returns at once.
 func (g *Gateway) Proxy(l net.Listener) {
-	p := &proxy{gateway: g, transport: &http.Transport{Proxy: http.ProxyFromEnvironment, IdleConnTimeout: 30 * time.Second}}
+	p := &proxy{gateway: g, transport: &http.Transport{
+		Proxy: http.ProxyFromEnvironment, IdleConnTimeout: 30 * time.Second, DialContext: dialTransport,
+	}}
 	srv := &http.Server{Handler: p, ReadHeaderTimeout: 10 * time.Second, BaseContext: func(net.Listener) context.Context { return g.ctx }}
 	g.own(srv)
 	g.wg.Go(func() {
@@ -103,6 +108,30 @@ func refuse(w http.ResponseWriter, host string, cause error) {
 	_, _ = fmt.Fprintf(conn, "HTTP/1.1 502 %s\r\nConnection: close\r\nContent-Length: 0\r\n\r\n", reason)
 }
 
+// outward refuses addresses that mean this machine or its surroundings only: whoever
+// names an image chooses where the proxy connects to, and must not reach what the
+// machine serves to itself. It looks at addresses after names are resolved.
+var outward = net.Dialer{Timeout: dialTimeout, Control: func(_, address string, _ syscall.RawConn) error {
+	ap, err := netip.ParseAddrPort(address)
+	if err != nil {
+		return err
+	}
+	ip := ap.Addr().Unmap()
+	if ip.IsLoopback() || ip.IsUnspecified() || ip.IsLinkLocalUnicast() || ip.IsMulticast() {
+		return fmt.Errorf("%s is this machine's own or link-local, where images are not fetched from: %w", ip, errdefs.ErrPermissionDenied)
+	}
+	return nil
+}}
+
+// dialTransport dials for plain HTTP; the machine's own proxy may be on its loopback.
+func dialTransport(ctx context.Context, network, address string) (net.Conn, error) {
+	up, err := http.ProxyFromEnvironment(&http.Request{URL: &url.URL{Scheme: "http", Host: "registry.invalid"}})
+	if err == nil && up != nil && hostPort(up) == address {
+		return (&net.Dialer{Timeout: dialTimeout}).DialContext(ctx, network, address)
+	}
+	return outward.DialContext(ctx, network, address)
+}
+
 // dialOut connects to host:port, by way of the host's proxy if there is one for it.
 func dialOut(ctx context.Context, address string) (net.Conn, error) {
 	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
@@ -111,11 +140,10 @@ func dialOut(ctx context.Context, address string) (net.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	var d net.Dialer
 	if up == nil {
-		return d.DialContext(ctx, "tcp", address)
+		return outward.DialContext(ctx, "tcp", address)
 	}
-	conn, err := d.DialContext(ctx, "tcp", hostPort(up))
+	conn, err := (&net.Dialer{}).DialContext(ctx, "tcp", hostPort(up))
 	if err != nil {
 		return nil, fmt.Errorf("proxy %s: %w", up.Host, err)
 	}

@@ -56,6 +56,8 @@ func (c AnchorConfig) setUp() error {
 		if err := configureNetwork(c.Settings.NodeIP); err != nil {
 			return fmt.Errorf("network: %w", err)
 		}
+	} else if err := addRules(rulesTable, false); err != nil {
+		return fmt.Errorf("nftables: %w", err)
 	}
 	if err := mount(mountPlan(c.Node)); err != nil {
 		return fmt.Errorf("mounts: %w", err)

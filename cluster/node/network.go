@@ -62,7 +62,7 @@ func configureNetwork(nodeIP string) error {
 			return fmt.Errorf("route %s: %w", cidr, err)
 		}
 	}
-	if err := masquerade(); err != nil {
+	if err := addRules(rulesTable, true); err != nil {
 		return fmt.Errorf("nftables: %w", err)
 	}
 	for _, s := range sysctls {
@@ -73,14 +73,52 @@ func configureNetwork(nodeIP string) error {
 	return nil
 }
 
-// masquerade gives what leaves by the egress link the node's address there. Without
-// that link the rule matches nothing.
-func masquerade() error {
+// rulesTable holds the node's own packet filter rules.
+const rulesTable = "h8s"
+
+// addRules makes the table called name anew in the calling process's network namespace.
+func addRules(name string, egress bool) error {
 	c, err := nftables.New()
 	if err != nil {
 		return err
 	}
-	table := c.AddTable(&nftables.Table{Family: nftables.TableFamilyIPv4, Name: "h8s"})
+	table := &nftables.Table{Family: nftables.TableFamilyIPv4, Name: name}
+	c.AddTable(table) // deleting one that is not there would fail
+	c.DelTable(table)
+	c.AddTable(table)
+	guardLoopback(c, table)
+	if egress {
+		masquerade(c, table)
+	}
+	return c.Flush()
+}
+
+// guardLoopback drops what comes from elsewhere for 127.0.0.0/8. The kernel would do so
+// itself, but for a Pod with a hostPort the portmap plugin sets route_localnet on its
+// link, and such a Pod could then talk to whatever listens on the node's loopback: the
+// proxy of image pulls, etcd, the debugging ports of components (as in CVE-2020-8558).
+// Before connection tracking, answers to connections from loopback still carry the
+// address they were translated to, so these are not meant.
+func guardLoopback(c *nftables.Conn, table *nftables.Table) {
+	chain := c.AddChain(&nftables.Chain{
+		Name: "prerouting", Table: table, Type: nftables.ChainTypeFilter,
+		Hooknum: nftables.ChainHookPrerouting, Priority: nftables.ChainPriorityRaw,
+	})
+	lo := make([]byte, unix.IFNAMSIZ)
+	copy(lo, "lo")
+	c.AddRule(&nftables.Rule{Table: table, Chain: chain, Exprs: []expr.Any{
+		&expr.Meta{Key: expr.MetaKeyIIFNAME, Register: 1},
+		&expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: lo},
+		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: 16, Len: 1}, // of the destination
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{127}},
+		&expr.Counter{},
+		&expr.Verdict{Kind: expr.VerdictDrop},
+	}})
+}
+
+// masquerade gives what leaves by the egress link the node's address there. Without
+// that link the rule matches nothing.
+func masquerade(c *nftables.Conn, table *nftables.Table) {
 	chain := c.AddChain(&nftables.Chain{
 		Name: "postrouting", Table: table, Type: nftables.ChainTypeNAT,
 		Hooknum: nftables.ChainHookPostrouting, Priority: nftables.ChainPriorityNATSource,
@@ -92,12 +130,11 @@ func masquerade() error {
 		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: name},
 		&expr.Masq{},
 	}})
-	return c.Flush()
 }
 
-// RemoveTables deletes nftables tables by name, of any family, in the calling
-// process's network namespace. Other tables are not touched.
-func RemoveTables(names ...string) error {
+// RemoveRules deletes the node's own table and the nftables tables called names, of any
+// family, in the calling process's network namespace. Other tables are not touched.
+func RemoveRules(names ...string) error {
 	c, err := nftables.New()
 	if err != nil {
 		return err
@@ -107,7 +144,7 @@ func RemoveTables(names ...string) error {
 		return err
 	}
 	for _, t := range tables {
-		if slices.Contains(names, t.Name) {
+		if t.Name == rulesTable || slices.Contains(names, t.Name) {
 			c.DelTable(t)
 		}
 	}

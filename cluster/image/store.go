@@ -9,6 +9,7 @@ import (
 	"slices"
 	"sort"
 	"strings"
+	"unicode"
 
 	"github.com/containerd/errdefs"
 	"github.com/google/go-containerregistry/pkg/name"
@@ -62,14 +63,19 @@ func (s Store) Load(ctx context.Context, file string) (Info, error) {
 	var out bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &out
 	if err := cmd.Run(); err != nil {
-		return Info{}, fmt.Errorf("load %s: %s", file, strings.TrimPrefix(lastLine(out.String()), "ctr: "))
+		return Info{}, fmt.Errorf("load %s: %s", file, reason(out.String()))
 	}
 	return info, nil
 }
 
-func lastLine(s string) string {
-	s = strings.TrimSpace(s)
-	return s[strings.LastIndexByte(s, '\n')+1:]
+// reason is what ctr says last, in one line and without what a terminal would take for
+// commands: parts of it may come from the image.
+func reason(output string) string {
+	if i := strings.LastIndex(output, "ctr: "); i >= 0 {
+		output = output[i+len("ctr: "):]
+	}
+	words := strings.FieldsFunc(output, func(r rune) bool { return unicode.IsSpace(r) || !unicode.IsPrint(r) })
+	return strings.Join(words, " ")
 }
 
 // List returns the images, sorted by first tag.

@@ -12,6 +12,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"os/exec"
 	"os/signal"
@@ -115,11 +116,42 @@ func convert(ctx context.Context, real string, p plan, tar io.Reader, stderr io.
 	// The real program's progress goes to stderr only when it fails: the caller takes
 	// any output for part of an error.
 	out, err := cmd.CombinedOutput()
-	if err != nil {
-		_, _ = stderr.Write(out)
-		return fmt.Errorf("%s: %w", real, err)
+	if err == nil {
+		return nil
 	}
-	return nil
+	if name := tooLong(dir); name != "" {
+		return fmt.Errorf("%s takes file names of at most %d bytes, the layer has %.40q...", real, maxName, name)
+	}
+	_, _ = io.WriteString(stderr, complaints(out))
+	return fmt.Errorf("%s: %w", real, err)
+}
+
+// complaints are the errors in what the real program printed; the rest is its progress,
+// with the names of files of whoever made the image.
+func complaints(out []byte) string {
+	var errs strings.Builder
+	for line := range strings.Lines(string(out)) {
+		if i := strings.Index(line, "<E> "); i >= 0 {
+			errs.WriteString(line[i:])
+		}
+	}
+	return errs.String()
+}
+
+// maxName is the longest file name for erofs-utils 1.5, which fails on longer ones as if
+// a file were missing.
+const maxName = 254
+
+// tooLong returns a file name below dir that the real program cannot take, or "".
+func tooLong(dir string) (name string) {
+	_ = filepath.WalkDir(dir, func(_ string, d fs.DirEntry, err error) error {
+		if err == nil && len(d.Name()) > maxName {
+			name = d.Name()
+			return fs.SkipAll
+		}
+		return nil
+	})
+	return name
 }
 
 // findReal finds the next mkfs.erofs on PATH that is not this program.

@@ -107,13 +107,19 @@ func start() (*Cluster, error) {
 // flags come before the node is added.
 func (c *Cluster) H8S(t testing.TB, args ...string) string {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
-	defer cancel()
-	out, err := c.command(ctx, append(args, "--name", c.Node)...).CombinedOutput()
+	out, err := c.TryH8S(args...)
 	if err != nil {
 		t.Fatalf("h8s %s: %v\n%s", strings.Join(args, " "), err, out)
 	}
-	return string(out)
+	return out
+}
+
+// TryH8S is H8S for commands that may fail and for the end of a test.
+func (c *Cluster) TryH8S(args ...string) (string, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+	defer cancel()
+	out, err := c.command(ctx, append(args, "--name", c.Node)...).CombinedOutput()
+	return string(out), err
 }
 
 func (c *Cluster) command(ctx context.Context, args ...string) *exec.Cmd {

@@ -26,6 +26,7 @@ var commands = map[string]struct {
 	"stdin":    {"  copy stdin to stdout, then print the byte count to stderr", copyStdin},
 	"dial":     {"NETWORK ADDRESS  connect, send a line, print the answer", dial},
 	"get":      {"[-ca FILE] [-token FILE] URL  fetch a URL, print status and body", get},
+	"stat":     {"FILE...  describe files with all their attributes", stat},
 	"watch":    {"FILE  print a file's content every time it changes", watch},
 }
 

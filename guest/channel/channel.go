@@ -15,7 +15,9 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"strings"
 	"time"
+	"unicode"
 
 	"github.com/hashicorp/yamux"
 	"google.golang.org/protobuf/proto"
@@ -56,9 +58,10 @@ func config() *yamux.Config {
 type Host struct{ session *yamux.Session }
 
 // NewHost starts the multiplexer on conn and owns it from then on. It returns
-// before the guest is up: what is written waits in the VMM until the guest reads.
+// before the guest is up: what is written waits in the VMM until the guest reads. A
+// guest that opens streams or pings has its channel closed.
 func NewHost(conn io.ReadWriteCloser) (*Host, error) {
-	s, err := yamux.Client(conn, config())
+	s, err := yamux.Client(&checked{ReadWriteCloser: conn}, config())
 	if err != nil {
 		return nil, fmt.Errorf("open channel: %w", err)
 	}
@@ -67,7 +70,7 @@ func NewHost(conn io.ReadWriteCloser) (*Host, error) {
 
 // Open opens a stream, sends header and waits for the guest's reply until ctx ends.
 func (h *Host) Open(ctx context.Context, header *hyperstart.StreamHeader) (net.Conn, error) {
-	conn, err := h.session.OpenStream()
+	conn, err := h.stream(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("open stream: %w", err)
 	}
@@ -86,6 +89,32 @@ func (h *Host) Open(ctx context.Context, header *hyperstart.StreamHeader) (net.C
 	return conn, nil
 }
 
+// stream opens a stream until ctx ends. yamux knows no context, and waits for a guest
+// that does not read, or that has left too many streams unanswered.
+func (h *Host) stream(ctx context.Context) (net.Conn, error) {
+	type opened struct {
+		conn net.Conn
+		err  error
+	}
+	ch := make(chan opened)
+	go func() { // ends at the latest writeTimeout later, or with the channel
+		conn, err := h.session.OpenStream()
+		select {
+		case ch <- opened{conn, err}:
+		case <-ctx.Done():
+			if err == nil {
+				_ = conn.Close()
+			}
+		}
+	}()
+	select {
+	case o := <-ch:
+		return o.conn, o.err
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
 func exchange(conn net.Conn, header *hyperstart.StreamHeader) error {
 	if err := writeMessage(conn, header); err != nil {
 		return fmt.Errorf("send stream header: %w", err)
@@ -95,9 +124,19 @@ func exchange(conn net.Conn, header *hyperstart.StreamHeader) error {
 		return fmt.Errorf("read stream reply: %w", err)
 	}
 	if reply.Error != "" {
-		return fmt.Errorf("guest refused stream: %s", reply.Error)
+		return fmt.Errorf("guest refused stream: %s", printable(reply.Error))
 	}
 	return nil
+}
+
+// printable is a guest's text in one line: it goes to logs and users.
+func printable(s string) string {
+	return strings.Map(func(r rune) rune {
+		if !unicode.IsPrint(r) {
+			return ' '
+		}
+		return r
+	}, s)
 }
 
 // Done is closed when the channel is gone.

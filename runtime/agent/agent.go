@@ -43,14 +43,18 @@ func Dial(ctx context.Context, host *channel.Host, version string) (*Client, err
 	if err != nil {
 		return nil, fmt.Errorf("guest agent does not answer: %w", unavailable(err))
 	}
-	rpc := ttrpc.NewClient(conn)
-	c := &Client{host: host, rpc: rpc, sandbox: hyperstart.NewSandboxClient(rpc), containers: hyperstart.NewContainersClient(rpc)}
+	c := newClient(host, conn)
 	c.Hello, err = c.sandbox.Hello(ctx, &hyperstart.HelloRequest{ProtocolMinor: ProtocolMinor, ShimVersion: version})
 	if err != nil {
-		_ = rpc.Close()
+		_ = c.Close()
 		return nil, fmt.Errorf("guest agent does not say hello: %w", native(err))
 	}
 	return c, nil
+}
+
+func newClient(host *channel.Host, conn net.Conn) *Client {
+	rpc := ttrpc.NewClient(&impatient{conn}, ttrpc.WithUnaryClientInterceptor(abandon))
+	return &Client{host: host, rpc: rpc, sandbox: hyperstart.NewSandboxClient(rpc), containers: hyperstart.NewContainersClient(rpc)}
 }
 
 // Close ends the calls; the channel stays.
@@ -69,7 +73,7 @@ func native(err error) error {
 	// Its code and text only: the details of a status are values of types the guest
 	// would choose, and each becomes a line of its own in the error.
 	st, _ := status.FromError(err)
-	return errgrpc.ToNative(status.Error(st.Code(), st.Message()))
+	return errgrpc.ToNative(status.Error(st.Code(), clip(st.Message())))
 }
 
 func unavailable(err error) error {

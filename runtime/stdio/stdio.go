@@ -44,6 +44,7 @@ type Dial func(ctx context.Context, fd uint32) (net.Conn, error)
 type IO struct {
 	cfg     Config
 	conns   [3]net.Conn
+	sinks   [3]*os.File // owned by copyOut once it runs
 	stdin   *os.File
 	outputs sync.WaitGroup
 	inputs  sync.WaitGroup
@@ -72,6 +73,7 @@ func Open(ctx context.Context, cfg Config, namespace, id string, dial Dial) (*IO
 		s.closeAll()
 		return nil, err
 	}
+	s.sinks = sinks
 	for fd, sink := range sinks {
 		if sink != nil {
 			s.copyOut(s.conns[fd], sink)
@@ -262,6 +264,12 @@ func (s *IO) closeAll() {
 			// Closing only ends our sending side; the deadline ends our reading.
 			_ = c.Close()
 			_ = c.SetDeadline(time.Unix(1, 0))
+		}
+	}
+	for _, f := range s.sinks {
+		if f != nil {
+			// A fifo nobody reads any more is full for good: writing to it ends too.
+			_ = f.SetWriteDeadline(time.Unix(1, 0))
 		}
 	}
 	if s.stdin != nil {

@@ -141,3 +141,27 @@ func TestLogger(t *testing.T) {
 		t.Errorf("log has %q, %v", b, err)
 	}
 }
+
+// TestCloseWithoutReader: the fifo is full and its reader gone, as after the end of an
+// exec's client.
+func TestCloseWithoutReader(t *testing.T) {
+	g := &guest{}
+	s, err := Open(t.Context(), Config{Stdout: fifo(t)}, "ns", "c", g.dial)
+	if err != nil {
+		t.Fatal(err)
+	}
+	// What does not fit the fifo is taken from the guest and waits to be written.
+	if _, err := g.ends[1].Write(make([]byte, 64<<10+chunk)); err != nil {
+		t.Fatal(err)
+	}
+	closed := make(chan struct{})
+	go func() {
+		s.Close()
+		close(closed)
+	}()
+	select {
+	case <-closed:
+	case <-time.After(20 * time.Second):
+		t.Fatal("close waits for a reader")
+	}
+}

@@ -46,7 +46,7 @@ func newSuperviseCommand() *cobra.Command {
 		}
 		d, err := cluster.NewDaemon(a, l, s)
 		if err != nil {
-			report(status.Event{Kind: status.Fail, Message: err.Error(), Reason: "H8S_START_FAILED"})
+			report(status.Event{Kind: status.Fail, Message: err.Error(), Reason: cluster.ReasonOf(err)})
 			return err
 		}
 		return d.Run(cmd.Context(), report)

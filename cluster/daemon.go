@@ -2,12 +2,12 @@ package cluster
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"net"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -51,7 +51,14 @@ type Daemon struct {
 	down    sync.Once
 	last    status.Event
 	ended   chan struct{} // closed when the node was stopped on request
+
+	stopAsked context.Context // ends a start in progress
+	askStop   context.CancelFunc
+	started   chan struct{} // closed when start has returned
 }
+
+// errStopped ends a start in progress when the node is to be stopped.
+var errStopped = errors.New("stopped on request while it was starting")
 
 // NewDaemon locks the node's name and returns its daemon; errdefs.ErrAlreadyExists
 // means that another one runs.
@@ -73,7 +80,12 @@ func NewDaemon(a layout.Artifacts, l layout.Node, s settings.Node) (*Daemon, err
 		return nil, err
 	}
 	in := newInput(a, l, s, cg)
-	return &Daemon{input: in, cgroups: cg, lock: lock, phase: status.Starting, began: time.Now(), ended: make(chan struct{})}, nil
+	d := &Daemon{
+		input: in, cgroups: cg, lock: lock, phase: status.Starting, began: time.Now(),
+		ended: make(chan struct{}), started: make(chan struct{}),
+	}
+	d.stopAsked, d.askStop = context.WithCancel(context.Background())
+	return d, nil
 }
 
 // newInput is what the components of a node depend on. It must come out the same for
@@ -95,7 +107,15 @@ func lockNode(l layout.Node) (*os.File, error) {
 		_ = f.Close()
 		return nil, fmt.Errorf("node %s has a daemon already: %w", l.Name, errdefs.ErrAlreadyExists)
 	}
-	return f, nil
+	// Whoever held it before removed it, perhaps after it was opened here: a lock on a
+	// file without a name keeps nobody out.
+	mine, err1 := f.Stat()
+	named, err2 := os.Stat(l.RunPath("lock"))
+	if err1 == nil && err2 == nil && os.SameFile(mine, named) {
+		return f, nil
+	}
+	_ = f.Close()
+	return nil, fmt.Errorf("node %s was being stopped just now, try again: %w", l.Name, errdefs.ErrAlreadyExists)
 }
 
 // Run brings the node up, reporting progress, and serves until it is stopped on
@@ -106,9 +126,12 @@ func (d *Daemon) Run(ctx context.Context, report func(status.Event)) error {
 	farewell := func() {}
 	log.G(ctx).WithField("node", d.input.Node.Name).Info("starting")
 	serveCtx, endServe := context.WithCancel(context.WithoutCancel(ctx))
-	served := make(chan error, 1)
+	served := make(chan struct{})
 	go func() {
-		served <- status.Serve(serveCtx, d.input.Node.StatusSocket(), status.Handler{Status: d.Status, Down: d.Down})
+		defer close(served)
+		if err := status.Serve(serveCtx, d.input.Node.StatusSocket(), status.Handler{Status: d.Status, Down: d.Down}); err != nil {
+			log.G(ctx).WithError(err).Error("the status socket is not served: h8s status and h8s down cannot reach this daemon")
+		}
 	}()
 	defer func() {
 		endServe()
@@ -121,13 +144,7 @@ func (d *Daemon) Run(ctx context.Context, report func(status.Event)) error {
 
 	startCtx, cancelStart := context.WithTimeout(ctx, readyTimeout)
 	defer cancelStart()
-	go func() { // a stop request also ends a start in progress
-		select {
-		case <-d.ended:
-			cancelStart()
-		case <-startCtx.Done():
-		}
-	}()
+	stopWaiting := context.AfterFunc(d.stopAsked, cancelStart)
 	err := d.start(startCtx, func(e status.Event) {
 		d.mu.Lock()
 		if e.Kind == status.Step || e.Kind == status.Warn {
@@ -136,6 +153,10 @@ func (d *Daemon) Run(ctx context.Context, report func(status.Event)) error {
 		d.mu.Unlock()
 		report(e)
 	})
+	if !stopWaiting() {
+		err = errStopped
+	}
+	close(d.started)
 	if err != nil {
 		last, stays := d.startFailed(ctx, err)
 		if stays {
@@ -159,7 +180,9 @@ func (d *Daemon) Run(ctx context.Context, report func(status.Event)) error {
 // component was started yet.
 func (d *Daemon) startFailed(ctx context.Context, err error) (last status.Event, stays bool) {
 	log.G(ctx).WithError(err).Error("start failed")
-	d.set(status.Failed, err)
+	if !errors.Is(err, errStopped) {
+		d.set(status.Failed, err)
+	}
 	d.mu.Lock()
 	stays = d.sup != nil
 	d.mu.Unlock()
@@ -326,7 +349,7 @@ func (d *Daemon) Status() status.Node {
 	defer d.mu.Unlock()
 	st := status.Node{
 		Name: d.input.Node.Name, Phase: d.phase, PID: os.Getpid(), Started: d.began, ReadyAfter: d.ready.Seconds(),
-		Settings: d.input.Settings, Steps: d.steps, Error: d.problem,
+		Settings: d.input.Settings, Steps: slices.Clone(d.steps), Error: d.problem, Components: []supervisor.Status{},
 	}
 	if !d.input.Settings.RuntimeOnly {
 		st.Server, st.Kubeconfig = fmt.Sprintf("https://127.0.0.1:%d", d.input.Settings.APIPort), d.input.Node.Kubeconfig()
@@ -349,7 +372,7 @@ func (d *Daemon) Status() status.Node {
 
 // Absent describes a node without a daemon, from what is left of it.
 func Absent(l layout.Node) status.Node {
-	st := status.Node{Name: l.Name, Phase: status.Absent}
+	st := status.Node{Name: l.Name, Phase: status.Absent, Components: []supervisor.Status{}}
 	st.Settings, _ = settings.Load(l.StatePath("node.json")) // none is told by its empty name
 	cg, err := cgroup.Open()
 	if err != nil {
@@ -357,10 +380,6 @@ func Absent(l layout.Node) status.Node {
 	}
 	if n, err := node.Open(l, st.Settings, cg); err == nil {
 		st.Phase, st.AnchorPID = status.Headless, n.AnchorPID()
-	}
-	b, err := os.ReadFile(l.RunPath("down.json"))
-	if err == nil {
-		_ = json.Unmarshal(b, &st.Steps)
 	}
 	return st
 }
@@ -371,6 +390,10 @@ func ReasonOf(err error) string {
 	switch {
 	case errors.As(err, &port):
 		return "H8S_PORT_IN_USE"
+	case errdefs.IsAlreadyExists(err):
+		return "H8S_BUSY"
+	case errors.Is(err, errStopped):
+		return "H8S_NOT_RUNNING"
 	case errors.Is(err, unix.ENOSPC) || strings.Contains(err.Error(), unix.ENOSPC.Error()): // also in a component's last words
 		return "H8S_DISK_FULL"
 	case errors.Is(err, unix.EPERM) || errors.Is(err, unix.EACCES):

@@ -31,7 +31,10 @@ const (
 // node's namespaces stay too.
 func (d *Daemon) Down(ctx context.Context, keepPods bool, report func(status.Event)) status.Event {
 	d.down.Do(func() {
+		// What a start is about to make must not appear behind the back of the stop.
 		d.set(status.Stopping, nil)
+		d.askStop()
+		<-d.started
 		began := time.Now()
 		err := d.stop(ctx, keepPods, report)
 		d.last = status.Event{Kind: status.Done, Seconds: time.Since(began).Seconds()}

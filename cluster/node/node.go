@@ -232,6 +232,27 @@ func (o OnHost) Start(cmd *exec.Cmd, component string) error {
 	return o.Node.startIn(cmd, component, nil)
 }
 
+// Strays lists the processes in the component's cgroup with exactly these arguments.
+func (n *Node) Strays(component string, args []string) []Identity {
+	want := strings.Join(args, "\x00") + "\x00"
+	var out []Identity
+	for _, pid := range n.cgroups.Pids(n.Cgroup(component)) {
+		id, err := Identify(pid)
+		if err != nil {
+			continue // it ended meanwhile
+		}
+		if b, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid)); err == nil && string(b) == want {
+			out = append(out, id)
+		}
+	}
+	return out
+}
+
+// Strays is that of the node: the cgroup is the same.
+func (o OnHost) Strays(component string, args []string) []Identity {
+	return o.Node.Strays(component, args)
+}
+
 // HasLink reports whether the node has a network interface called name.
 func (n *Node) HasLink(name string) bool {
 	err := onOwnThread(func() error {

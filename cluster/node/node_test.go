@@ -207,6 +207,18 @@ func TestWorld(t *testing.T) {
 	if !strings.HasPrefix(b.String(), "inside\n") || !strings.Contains(b.String(), n.Cgroup("probe")) {
 		t.Errorf("the program saw:\n%s", b.String())
 	}
+	stray := exec.Command("sleep", "999")
+	if err := n.Start(stray, "stray"); err != nil {
+		t.Fatal(err)
+	}
+	if got := n.Strays("stray", stray.Args); len(got) != 1 || got[0].PID != stray.Process.Pid {
+		t.Errorf("strays %v, want process %d", got, stray.Process.Pid)
+	}
+	if got := n.Strays("stray", []string{"sleep", "99"}); len(got) > 0 {
+		t.Errorf("of other arguments: %v", got)
+	}
+	_ = stray.Process.Kill()
+	_ = stray.Wait()
 	if !n.HasLink("lo") || n.HasLink("none0") {
 		t.Error("links are told wrongly")
 	}

@@ -42,6 +42,10 @@ func (c *component) process(ctx context.Context) (running, bool, error) {
 		log.G(ctx).WithField("pid", old.PID).Info("replacing a process with other settings")
 		c.end(old.Identity)
 	}
+	for _, stray := range c.launcher().Strays(c.spec.Name, c.spec.Args) {
+		log.G(ctx).WithField("pid", stray.PID).Info("ending a process nobody recorded")
+		c.end(stray)
+	}
 	id, err := c.start()
 	if err != nil {
 		return running{}, false, fmt.Errorf("start %s: %w", c.spec.Path, err)
@@ -64,6 +68,13 @@ func (c *component) end(id node.Identity) {
 	c.terminate(id, exited)
 }
 
+func (c *component) launcher() Launcher {
+	if c.spec.Launcher != nil {
+		return c.spec.Launcher
+	}
+	return c.sup.launcher
+}
+
 func (c *component) start() (node.Identity, error) {
 	logFile, err := node.OpenLog(c.sup.files.Log(c.spec.Name))
 	if err != nil {
@@ -75,11 +86,7 @@ func (c *component) start() (node.Identity, error) {
 	// when its supervisor is gone.
 	cmd.Stdout, cmd.Stderr = logFile, logFile
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	launcher := c.sup.launcher
-	if c.spec.Launcher != nil {
-		launcher = c.spec.Launcher
-	}
-	if err := launcher.Start(cmd, c.spec.Name); err != nil {
+	if err := c.launcher().Start(cmd, c.spec.Name); err != nil {
 		return node.Identity{}, err
 	}
 	id, err := node.Identify(cmd.Process.Pid)

@@ -66,6 +66,9 @@ type Spec struct {
 // Launcher starts a process where components live.
 type Launcher interface {
 	Start(cmd *exec.Cmd, component string) error
+	// Strays returns the component's processes with these arguments, which an earlier
+	// supervisor started and did not live to record.
+	Strays(component string, args []string) []node.Identity
 }
 
 // Files tells the supervisor where a component's log and pid record are.
@@ -137,6 +140,9 @@ func New(launcher Launcher, files Files, specs []Spec) (*Supervisor, error) {
 // its last words say more than the end of patience would. Components stay supervised
 // in any case.
 func (s *Supervisor) Start(ctx context.Context) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
 	for _, c := range s.components {
 		c.run(context.WithoutCancel(ctx))
 	}

@@ -21,6 +21,15 @@ import (
 type here struct {
 	mu      sync.Mutex
 	started []string
+	strays  []node.Identity
+}
+
+func (h *here) Strays(string, []string) []node.Identity {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	strays := h.strays
+	h.strays = nil
+	return strays
 }
 
 func (h *here) Start(cmd *exec.Cmd, component string) error {
@@ -237,5 +246,39 @@ func TestWordsOf(t *testing.T) {
 	}
 	if got := wordsOf(path + "none"); got != "none" {
 		t.Errorf("no file: %q", got)
+	}
+}
+
+// TestStraysEnd is a supervisor killed between starting a process and recording it.
+func TestStraysEnd(t *testing.T) {
+	stray := exec.Command("sleep", "1000")
+	if err := stray.Start(); err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- stray.Wait() }()
+	t.Cleanup(func() { _ = stray.Process.Kill() })
+	id, err := node.Identify(stray.Process.Pid)
+	if err != nil {
+		t.Fatal(err)
+	}
+	start(t, t.TempDir(), &here{strays: []node.Identity{id}}, shell("one", forever))
+	select {
+	case <-ended:
+	case <-time.After(10 * time.Second):
+		t.Error("the stray lives beside the new process")
+	}
+}
+
+func TestStartAfterTheEnd(t *testing.T) {
+	h := &here{}
+	s, err := New(h, files(t.TempDir()), []Spec{shell("one", forever)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := s.Start(ctx); !errors.Is(err, context.Canceled) || len(h.started) > 0 {
+		t.Errorf("%v, started %v", err, h.started)
 	}
 }

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"sort"
 	"strings"
+	"time"
 	"unicode"
 
 	"github.com/containerd/errdefs"
@@ -65,7 +66,41 @@ func (s Store) Load(ctx context.Context, file string) (Info, error) {
 	if err := cmd.Run(); err != nil {
 		return Info{}, fmt.Errorf("load %s: %s", file, reason(out.String()))
 	}
-	return info, nil
+	return info, s.await(ctx, info)
+}
+
+// visibleTimeout bounds how long the runtime takes to learn of an image.
+const visibleTimeout = 20 * time.Second
+
+// await waits until Pods can use what was imported: the runtime's own index of images
+// follows containerd's by events.
+func (s Store) await(ctx context.Context, info Info) error {
+	client, done, err := s.client()
+	if err != nil {
+		return err
+	}
+	defer done()
+	ctx, cancel := context.WithTimeout(ctx, visibleTimeout)
+	defer cancel()
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for _, tag := range info.Tags {
+		for {
+			st, err := client.ImageStatus(ctx, &runtimeapi.ImageStatusRequest{Image: &runtimeapi.ImageSpec{Image: tag}})
+			if err == nil && st.Image != nil {
+				break
+			}
+			select {
+			case <-tick.C:
+			case <-ctx.Done():
+				if err != nil {
+					return s.explain("load "+info.File, err)
+				}
+				return fmt.Errorf("load %s: the image is there, but not as %q; save it with its full name: %w", info.File, tag, errdefs.ErrInvalidArgument)
+			}
+		}
+	}
+	return nil
 }
 
 // reason is what ctr says last, in one line and without what a terminal would take for

@@ -110,7 +110,14 @@ func Stop(ctx context.Context, a layout.Artifacts, l layout.Node, keepPods bool,
 	if err != nil {
 		return err
 	}
-	defer lock.Close()
+	defer func() {
+		if !keepPods {
+			_ = os.Remove(l.StatusSocket()) // of the daemon that is gone
+			_ = os.Remove(l.RunPath("lock"))
+			removeIfEmpty(l.Run, layout.RunRoot)
+		}
+		_ = lock.Close()
+	}()
 	step := stepper(report)
 	step("kubelet", func() (string, error) { return "", stopRecorded(ctx, l, "kubelet") })
 	if !keepPods {
@@ -259,6 +266,6 @@ func clearRun(l layout.Node) error {
 
 func removeIfEmpty(dirs ...string) {
 	for _, dir := range dirs {
-		_ = os.Remove(dir) // fails if something else is in there, which then stays
+		_ = unix.Rmdir(dir) // fails if something else is in there, which then stays
 	}
 }

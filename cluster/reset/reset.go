@@ -47,11 +47,25 @@ func Plan(l layout.Node) []Item {
 		items = append(items, Item{"loop", d})
 	}
 	for _, dir := range []string{l.Run, l.State} {
-		if _, err := os.Stat(dir); err == nil {
+		if holds(dir) {
 			items = append(items, Item{"directory", dir})
 		}
 	}
 	return items
+}
+
+// holds reports whether there is something to remove: a directory of ours, or anything in
+// one that is the operator's.
+func holds(dir string) bool {
+	st, err := os.Lstat(dir)
+	if err != nil {
+		return false
+	}
+	if st.IsDir() && !isMountPoint(dir) {
+		return true
+	}
+	entries, err := os.ReadDir(dir)
+	return err == nil && len(entries) > 0
 }
 
 // AnythingRuns reports whether processes of the node are left.
@@ -86,14 +100,49 @@ func Remove(ctx context.Context, l layout.Node) error {
 			return fmt.Errorf("detach %s: %w", d, err)
 		}
 	}
+	if left := mounts(l); len(left) > 0 {
+		return fmt.Errorf("%s is still mounted: nothing was deleted, since that would go into it", left[0])
+	}
 	for _, dir := range []string{l.Run, l.State} {
-		if err := removeAll(dir); err != nil {
+		if err := removeDir(dir); err != nil {
 			return err
 		}
 	}
-	_ = os.Remove(layout.RunRoot) // unless other nodes are there
-	_ = os.Remove(layout.StateRoot)
+	// Unless other nodes are there. Not os.Remove, which would take away a link to where
+	// an operator keeps the nodes.
+	_ = unix.Rmdir(layout.RunRoot)
+	_ = unix.Rmdir(layout.StateRoot)
 	return nil
+}
+
+// removeDir removes a directory of the node's with all that is in it. One that is a mount
+// point or a link is the operator's, who may keep a node on a disk of its own: it stays,
+// empty. Links inside are removed, never followed.
+func removeDir(dir string) error {
+	st, err := os.Lstat(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if st.IsDir() && !isMountPoint(dir) {
+		return removeAll(dir)
+	}
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return err
+	}
+	var failed error
+	for _, e := range entries {
+		failed = errors.Join(failed, removeAll(filepath.Join(dir, e.Name())))
+	}
+	return failed
+}
+
+func isMountPoint(dir string) bool {
+	var here, above unix.Stat_t
+	return unix.Lstat(dir, &here) == nil && unix.Stat(filepath.Dir(dir), &above) == nil && here.Dev != above.Dev
 }
 
 // removeAll is os.RemoveAll that first takes the immutable flag off what has it:
@@ -128,7 +177,7 @@ func clearImmutable(path string) {
 }
 
 // mounts lists mount points of the calling namespace below the node's directories,
-// innermost first.
+// innermost first. The directories themselves are not meant (removeDir).
 func mounts(l layout.Node) []string {
 	f, err := os.Open("/proc/self/mountinfo")
 	if err != nil {
@@ -139,12 +188,32 @@ func mounts(l layout.Node) []string {
 	sc := bufio.NewScanner(f)
 	for sc.Scan() {
 		fields := strings.Fields(sc.Text())
-		if len(fields) > 4 && (under(fields[4], l.State) || under(fields[4], l.Run)) {
-			out = append(out, fields[4])
+		if len(fields) < 5 {
+			continue
+		}
+		point := octal.Replace(fields[4])
+		for _, dir := range realDirs(l) {
+			if point != dir && under(point, dir) {
+				out = append(out, point)
+			}
 		}
 	}
 	slices.Reverse(out)
 	return out
+}
+
+// octal undoes what the kernel does to mount points in its tables.
+var octal = strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`)
+
+// realDirs are the node's directories by the names the kernel knows them by.
+func realDirs(l layout.Node) []string {
+	dirs := []string{l.State, l.Run}
+	for i, dir := range dirs {
+		if real, err := filepath.EvalSymlinks(dir); err == nil {
+			dirs[i] = real
+		}
+	}
+	return dirs
 }
 
 func under(path, dir string) bool {
@@ -157,7 +226,8 @@ func loops(l layout.Node) []string {
 	files, _ := filepath.Glob("/sys/block/loop*/loop/backing_file") // the pattern is correct
 	for _, f := range files {
 		b, err := os.ReadFile(f)
-		if err == nil && (under(strings.TrimSpace(string(b)), l.State) || under(strings.TrimSpace(string(b)), l.Run)) {
+		file := strings.TrimSpace(string(b))
+		if err == nil && slices.ContainsFunc(realDirs(l), func(dir string) bool { return under(file, dir) }) {
 			out = append(out, "/dev/"+filepath.Base(filepath.Dir(filepath.Dir(f))))
 		}
 	}

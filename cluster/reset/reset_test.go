@@ -73,3 +73,56 @@ func TestUnder(t *testing.T) {
 		}
 	}
 }
+
+// TestRemoveStaysInside gives a node that an operator keeps elsewhere, with links out of it
+// and something of the operator's mounted at its root.
+func TestRemoveStaysInside(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("mounts need root")
+	}
+	dir := t.TempDir()
+	outside, disk := dir+"/outside", dir+"/disk"
+	l := layout.Node{Name: "reset-test", State: dir + "/state", Run: dir + "/run"}
+	for _, d := range []string{outside, disk, l.Run} {
+		if err := os.Mkdir(d, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	precious := outside + "/precious"
+	if err := os.WriteFile(precious, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink(disk, l.State); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Mount("tmpfs", disk, "tmpfs", 0, ""); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = unix.Unmount(disk, unix.MNT_DETACH) })
+	for _, link := range []string{l.StatePath("dir"), l.RunPath("dir")} {
+		if err := os.Symlink(outside, link); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.MkdirAll(disk+"/with space", 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Mount("tmpfs", disk+"/with space", "tmpfs", 0, ""); err != nil {
+		t.Fatal(err)
+	}
+	if err := Remove(t.Context(), l); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(precious); err != nil {
+		t.Errorf("a link was followed: %v", err)
+	}
+	if target, err := os.Readlink(l.State); err != nil || target != disk {
+		t.Errorf("the operator's link: %q %v", target, err)
+	}
+	if entries, err := os.ReadDir(disk); err != nil || len(entries) > 0 || !isMountPoint(disk) {
+		t.Errorf("the operator's disk holds %v %v", entries, err)
+	}
+	if plan := Plan(l); len(plan) != 0 {
+		t.Errorf("left: %v", plan)
+	}
+}

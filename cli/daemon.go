@@ -2,12 +2,14 @@ package cli
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"os"
 	"os/signal"
 	"syscall"
 
+	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
@@ -75,7 +77,7 @@ the Pods; h8s down stops those too.`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return runServer(cmd, o, nodeIP) },
 	}
-	o.add(cmd.Flags())
+	o.addCommon(cmd.Flags())
 	cmd.Flags().StringVar(&nodeIP, "node-ip", "", "address of the node; found by its default route if empty")
 	return cmd
 }
@@ -92,6 +94,9 @@ func runServer(cmd *cobra.Command, o *nodeOptions, nodeIP string) error {
 	if err != nil {
 		return err
 	}
+	if _, err := os.Stat(l.StatePath("node.json")); err == nil && !s.HostNetwork {
+		return becausef("H8S_USAGE", "node %s has namespaces of its own: h8s up starts it; h8s server --name OTHER makes one on this machine's network: %w", l.Name, errdefs.ErrInvalidArgument)
+	}
 	s.HostNetwork, s.APIPort = true, settings.APIPort
 	if s.NodeIP = nodeIP; s.NodeIP == "" {
 		if s.NodeIP, err = cluster.HostIP(); err != nil {
@@ -100,7 +105,7 @@ func runServer(cmd *cobra.Command, o *nodeOptions, nodeIP string) error {
 	}
 	p := newProgress(cmd.OutOrStdout())
 	defer p.end()
-	if err := preflight(cmd.Context(), a, s, o.ignorePreflight, p); err != nil {
+	if err := preflight(cmd.Context(), a, l, s, o.ignorePreflight, p); err != nil {
 		return err
 	}
 	d, err := cluster.NewDaemon(a, l, s)
@@ -108,13 +113,19 @@ func runServer(cmd *cobra.Command, o *nodeOptions, nodeIP string) error {
 		return err
 	}
 	ctx := log.WithLogger(cmd.Context(), log.G(cmd.Context()).WithField("node", l.Name))
-	return d.Run(ctx, func(e status.Event) {
+	var failed error
+	err = d.Run(ctx, func(e status.Event) {
 		p.event(e)
 		switch e.Kind {
 		case status.Done:
 			fmt.Fprintf(cmd.OutOrStdout(), "Ready in %.1fs. KUBECONFIG=%s\n", e.Seconds, l.Kubeconfig())
 		case status.Fail:
+			failed = because(e.Reason, errors.New(e.Message))
 			fmt.Fprintf(cmd.OutOrStdout(), "Not ready: %s\n", e.Message)
 		}
 	})
+	if failed != nil {
+		return failed // with its reason; what the components did meanwhile does not mend it
+	}
+	return err
 }

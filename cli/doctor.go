@@ -11,6 +11,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/hypernetes/hypernetes/cluster"
 	"github.com/hypernetes/hypernetes/cluster/doctor"
 	"github.com/hypernetes/hypernetes/cluster/layout"
 	"github.com/hypernetes/hypernetes/cluster/settings"
@@ -40,7 +41,8 @@ func newDoctorCommand() *cobra.Command {
 			return err
 		}
 		st, err := status.NewClient(l.StatusSocket()).Status(cmd.Context())
-		results := doctor.Run(cmd.Context(), doctor.Machine(doctor.Input{Artifacts: a, Settings: s, Running: err == nil && st.PID > 0}))
+		running := err == nil && st.PID > 0 || holdsPorts(l, s)
+		results := doctor.Run(cmd.Context(), doctor.Machine(doctor.Input{Artifacts: a, Settings: s, Running: running}))
 		if *output == "json" {
 			err = printJSON(cmd.OutOrStdout(), results)
 		} else {
@@ -55,6 +57,12 @@ func newDoctorCommand() *cobra.Command {
 		return nil
 	}
 	return cmd
+}
+
+// holdsPorts reports whether components that outlived their daemon have the ports of a
+// node on the machine's own network; those of any other node end with the daemon.
+func holdsPorts(l layout.Node, s settings.Node) bool {
+	return s.HostNetwork && cluster.Absent(l).Phase == status.Headless
 }
 
 var marks = map[doctor.Verdict]string{doctor.Pass: "✓", doctor.Warn: "!", doctor.Fail: "✗"}
@@ -87,10 +95,10 @@ func unmet(bad []doctor.Result) error {
 
 // preflight runs the doctor before a start: failures end it unless they are ignored,
 // warnings are only counted.
-func preflight(ctx context.Context, a layout.Artifacts, s settings.Node, ignore bool, p *progress) error {
+func preflight(ctx context.Context, a layout.Artifacts, l layout.Node, s settings.Node, ignore bool, p *progress) error {
 	began := time.Now()
 	p.event(status.Event{Kind: status.Begin, Name: "preflight"})
-	results := doctor.Run(ctx, doctor.Machine(doctor.Input{Artifacts: a, Settings: s, Quick: true}))
+	results := doctor.Run(ctx, doctor.Machine(doctor.Input{Artifacts: a, Settings: s, Quick: true, Running: holdsPorts(l, s)}))
 	message := ""
 	for _, r := range results {
 		if r.Verdict == doctor.Warn {

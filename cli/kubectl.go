@@ -1,7 +1,9 @@
 package cli
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"slices"
 	"strings"
@@ -28,9 +30,14 @@ func newKubectlCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			if _, err := os.Stat(l.Kubeconfig()); err != nil {
+			f, err := os.Open(l.Kubeconfig())
+			if errors.Is(err, fs.ErrNotExist) {
 				return becausef("H8S_NOT_RUNNING", "node %s has no kubeconfig here: %w", l.Name, err)
 			}
+			if err != nil {
+				return err
+			}
+			_ = f.Close() // kubectl reads it
 			env := slices.DeleteFunc(os.Environ(), func(kv string) bool { return strings.HasPrefix(kv, "KUBECONFIG=") })
 			err = unix.Exec(a.Bin("kubernetes"), append([]string{"kubectl"}, rest...), append(env, "KUBECONFIG="+l.Kubeconfig()))
 			return fmt.Errorf("run %s: %w", a.Bin("kubernetes"), err)

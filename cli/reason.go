@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
+	"os"
 
 	"github.com/containerd/errdefs"
 )
@@ -71,6 +73,8 @@ func reasonOf(err error) *Reason {
 		id = "H8S_NOT_RUNNING"
 	case errdefs.IsNotFound(err):
 		id = "H8S_NOT_FOUND"
+	case errors.Is(err, fs.ErrPermission) && os.Geteuid() != 0:
+		id = "H8S_NOT_ROOT"
 	}
 	for i := range reasons {
 		if reasons[i].ID == id {

@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -21,7 +20,7 @@ func newStatusCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "status",
 		Short: "Show a node, its components and what is wrong with them",
-		Long:  "Shows the node's phase and each component's state. The exit code is 0 only for a running node.",
+		Long:  "Shows the node's phase and each component's state. The exit code is 0\nfor a node that is running or degraded, which is to say one with a component that is not ready.",
 		Args:  noArgs,
 	}
 	name, output := nodeFlag(cmd), outputFlag(cmd)
@@ -95,12 +94,19 @@ func printStatus(w io.Writer, st status.Node) error {
 
 // tail returns the last lines of a log, indented.
 func tail(path string, n int) string {
-	b, err := os.ReadFile(path)
+	f, err := os.Open(path)
+	if err != nil {
+		return ""
+	}
+	defer f.Close()
+	if err := seekLines(f, n); err != nil {
+		return ""
+	}
+	b, err := io.ReadAll(io.LimitReader(f, 64<<10))
 	if err != nil {
 		return ""
 	}
 	lines := strings.Split(strings.TrimRight(string(b), "\n"), "\n")
-	lines = slices.Clone(lines[max(0, len(lines)-n):])
 	for i := range lines {
 		lines[i] = "  " + lines[i] + "\n"
 	}

@@ -34,12 +34,17 @@ type nodeOptions struct {
 	ignorePreflight bool
 }
 
+// add adds the flags of a node in namespaces of its own, addCommon those of any node.
 func (o *nodeOptions) add(f *pflag.FlagSet) {
-	f.StringVarP(&o.name, "name", "n", DefaultNode, "name of the node")
+	o.addCommon(f)
 	f.IntVar(&o.apiPort, "api-port", settings.APIPort, "loopback port of this machine for the API server")
 	f.StringArrayVarP(&o.publish, "publish", "p", nil, "publish a hostPort or NodePort on this machine's loopback: PORT or HOSTPORT:NODEPORT; may be repeated")
-	f.BoolVar(&o.runtimeOnly, "runtime-only", false, "start only the container runtime, for hyperctl; no Kubernetes")
 	f.BoolVar(&o.egress, "egress", false, "connect Pods to the outside world through slirp4netns")
+}
+
+func (o *nodeOptions) addCommon(f *pflag.FlagSet) {
+	f.StringVarP(&o.name, "name", "n", DefaultNode, "name of the node")
+	f.BoolVar(&o.runtimeOnly, "runtime-only", false, "start only the container runtime, for hyperctl; no Kubernetes")
 	f.BoolVar(&o.ignorePreflight, "ignore-preflight", false, "start even if h8s doctor finds something missing")
 }
 
@@ -107,6 +112,9 @@ func runUp(cmd *cobra.Command, o *nodeOptions, merge bool) error {
 	if err != nil {
 		return err
 	}
+	if want.HostNetwork {
+		return becausef("H8S_USAGE", "node %s is on this machine's own network: h8s server starts it; h8s up --name OTHER makes one in namespaces of its own: %w", l.Name, errdefs.ErrInvalidArgument)
+	}
 	client := status.NewClient(l.StatusSocket())
 	if st, err := client.Status(ctx); err == nil {
 		return alreadyUp(ctx, cmd, client, st, want, merge)
@@ -114,7 +122,7 @@ func runUp(cmd *cobra.Command, o *nodeOptions, merge bool) error {
 	began := time.Now()
 	p := newProgress(out)
 	defer p.end()
-	if err := preflight(ctx, a, want, o.ignorePreflight, p); err != nil {
+	if err := preflight(ctx, a, l, want, o.ignorePreflight, p); err != nil {
 		return err
 	}
 	last, err := spawn(ctx, l, want, p.event)

@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/hypernetes/hypernetes/cluster/cgroup"
+	"github.com/hypernetes/hypernetes/cluster/component"
 	"github.com/hypernetes/hypernetes/cluster/gateway"
 	"github.com/hypernetes/hypernetes/cluster/layout"
 	"github.com/hypernetes/hypernetes/cluster/settings"
@@ -285,22 +286,39 @@ func guest(a layout.Artifacts) func(context.Context) Result {
 	}
 }
 
+// needed lists the TCP ports of the machine a node takes.
+func needed(s settings.Node) []int {
+	var want []int
+	if s.HostNetwork {
+		want = append(want, settings.HostRegistryPort)
+		if !s.RuntimeOnly { // etcd, kubelet, kube-proxy, controller-manager, scheduler
+			want = append(want, settings.APIPort, 2379, 2380, 10248, 10250, 10249, 10256, 10257, 10259, component.MetricsPort)
+		}
+		return want
+	}
+	if !s.RuntimeOnly {
+		want = append(want, s.APIPort)
+	}
+	for _, p := range s.Publish {
+		want = append(want, p.Host)
+	}
+	return want
+}
+
 func ports(in Input) func(context.Context) Result {
 	return func(context.Context) Result {
-		if in.Running || in.Settings.HostNetwork {
+		if in.Running {
 			return pass("in use by the node")
 		}
-		var want []int
-		if !in.Settings.RuntimeOnly {
-			want = append(want, in.Settings.APIPort)
+		remedy := "choose another with --api-port or --publish, or end that program"
+		if in.Settings.HostNetwork {
+			remedy = "a node on the machine's own network cannot do with another; end that program"
 		}
-		for _, p := range in.Settings.Publish {
-			want = append(want, p.Host)
-		}
+		want := needed(in.Settings)
 		for _, port := range want {
 			l, err := gateway.ListenLoopback(port)
 			if err != nil {
-				return fail("H8S_PORT_IN_USE", err.Error(), "choose another with --api-port or --publish, or end that program")
+				return fail("H8S_PORT_IN_USE", err.Error(), remedy)
 			}
 			_ = l.Close()
 		}

@@ -16,6 +16,7 @@
 // Killing `h8s supervise` leaves everything else running, headless: the API is not
 // published on the host and nothing is respawned until the next `h8s up`, which
 // finds the anchor and adopts every component whose process and command line are
-// still the ones it would start itself. Pods are never children of a component's
-// cgroup, so they outlive containerd, the kubelet and h8s.
+// still the ones it would start itself. A Pod's virtual machine has a cgroup of its own
+// below the kubelet's, its shim is left in containerd's; components are ended by process,
+// never by cgroup, so Pods outlive containerd, the kubelet and h8s.
 package cluster

@@ -12,6 +12,9 @@
 //	                          backoff <-------------'   250 ms doubling to 30 s,
 //	                                                    back to 250 ms after 60 s up
 //
+// A component that was ready is asked again now and then; one that no longer answers is
+// unready until it does, and is not restarted: only its end is.
+//
 // The context of Start cancels waiting for readiness only; Stop stops components.
 package supervisor
 
@@ -41,6 +44,11 @@ const (
 	// still respawned, since the cause may be outside it and may pass.
 	failedRestarts = 5
 	failedWindow   = 2 * time.Minute
+	// watchEvery is how often a component that was ready is asked again, and
+	// unreadyAfter how many times in a row it must not answer to be unready.
+	watchEvery   = 10 * time.Second
+	watchTimeout = 5 * time.Second
+	unreadyAfter = 3
 )
 
 // Spec is one component.
@@ -85,6 +93,7 @@ const (
 	Pending  State = "pending"
 	Starting State = "starting"
 	Ready    State = "ready"
+	Unready  State = "unready"
 	Backoff  State = "backoff"
 	Failing  State = "failing"
 	Stopped  State = "stopped"
@@ -109,6 +118,7 @@ type Supervisor struct {
 	launcher   Launcher
 	files      Files
 	components []*component
+	watchEvery time.Duration
 	// failing gets the first component that is failing before it was ever ready.
 	failing chan *component
 	// OnReady is called once per component when it is ready for the first time.
@@ -118,7 +128,7 @@ type Supervisor struct {
 // New prepares components without starting any. It fails with
 // errdefs.ErrInvalidArgument when After names an unknown or later component.
 func New(launcher Launcher, files Files, specs []Spec) (*Supervisor, error) {
-	s := &Supervisor{launcher: launcher, files: files, failing: make(chan *component, 1)}
+	s := &Supervisor{launcher: launcher, files: files, watchEvery: watchEvery, failing: make(chan *component, 1)}
 	for _, spec := range specs {
 		c := &component{spec: spec, sup: s, firstReady: make(chan struct{})}
 		c.set(Pending, nil)
@@ -417,6 +427,37 @@ func (c *component) awaitReady(ctx context.Context, began time.Time) {
 		}
 		close(c.firstReady)
 	})
+	c.watch(ctx)
+}
+
+// watch keeps the state of a running component true until ctx ends.
+func (c *component) watch(ctx context.Context) {
+	tick := time.NewTicker(c.sup.watchEvery)
+	defer tick.Stop()
+	for failures := 0; ; {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		probe, cancel := context.WithTimeout(ctx, watchTimeout)
+		err := c.spec.Ready(probe)
+		cancel()
+		switch {
+		case ctx.Err() != nil:
+			return
+		case err == nil:
+			if failures >= unreadyAfter {
+				c.set(Ready, nil)
+			}
+			failures = 0
+		default:
+			if failures++; failures == unreadyAfter {
+				log.G(ctx).WithError(err).Warn("component runs but does not answer")
+				c.set(Unready, err)
+			}
+		}
+	}
 }
 
 // terminate asks the process to end and insists after StopTimeout.

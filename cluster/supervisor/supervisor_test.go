@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -280,5 +281,33 @@ func TestStartAfterTheEnd(t *testing.T) {
 	cancel()
 	if err := s.Start(ctx); !errors.Is(err, context.Canceled) || len(h.started) > 0 {
 		t.Errorf("%v, started %v", err, h.started)
+	}
+}
+
+func TestUnready(t *testing.T) {
+	var sick atomic.Bool
+	spec := shell("one", forever)
+	spec.Ready = func(context.Context) error {
+		if sick.Load() {
+			return errors.New("no answer")
+		}
+		return nil
+	}
+	s, err := New(&here{}, files(t.TempDir()), []Spec{spec})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.watchEvery = 5 * time.Millisecond
+	t.Cleanup(func() { s.Stop() })
+	if err := s.Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	pid := of(s, "one").PID
+	sick.Store(true)
+	await(t, s, "one", func(st Status) bool { return st.State == Unready && st.LastError == "no answer" })
+	sick.Store(false)
+	st := await(t, s, "one", func(st Status) bool { return st.State == Ready })
+	if st.PID != pid || st.Restarts != 0 || st.LastError != "" {
+		t.Errorf("%+v, want process %d untouched", st, pid)
 	}
 }

@@ -27,6 +27,7 @@ func newDoctorCommand() *cobra.Command {
 		Args:  noArgs,
 	}
 	o.add(cmd.Flags())
+	_ = cmd.Flags().MarkHidden("ignore-preflight") // the flag is there, for up
 	output := outputFlag(cmd)
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		if err := checkOutput(*output); err != nil {

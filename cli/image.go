@@ -2,10 +2,9 @@ package cli
 
 import (
 	"context"
-	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"os"
 	"os/signal"
@@ -15,7 +14,6 @@ import (
 	"text/tabwriter"
 	"time"
 
-	"github.com/containerd/errdefs"
 	"github.com/spf13/cobra"
 
 	"github.com/hypernetes/hypernetes/cluster/image"
@@ -158,23 +156,19 @@ func bytesText(n uint64) string {
 	return fmt.Sprintf("%.1f %s", v, units[i])
 }
 
-// imageNodeFlag adds --name, the node whose images are meant.
-func imageNodeFlag(cmd *cobra.Command, name *string) {
-	cmd.Flags().StringVarP(name, "name", "n", DefaultNode, "`NODE` whose images are meant")
-}
-
 func openStore(name string) (image.Store, error) {
-	node, err := layout.NewNode(name)
+	artifacts, node, err := find(name)
 	if err != nil {
 		return image.Store{}, err
 	}
-	artifacts, err := layout.FindArtifacts()
-	if err != nil {
+	if err := needRoot(); err != nil {
 		return image.Store{}, err
 	}
-	if _, err := os.Stat(node.ContainerdSocket()); errors.Is(err, os.ErrNotExist) {
-		return image.Store{}, fmt.Errorf("node %s is not running; start it with `h8s up`: %w", name, errdefs.ErrUnavailable)
+	conn, err := net.Dial("unix", node.ContainerdSocket())
+	if err != nil {
+		return image.Store{}, notRunning(node)
 	}
+	_ = conn.Close() // it answers
 	return image.Store{Socket: node.ContainerdSocket(), Containerd: artifacts.Bin("containerd"), Snapshotter: "erofs"}, nil
 }
 
@@ -205,27 +199,31 @@ func newImageLoadCommand() *cobra.Command {
 			return nil
 		},
 	}
-	imageNodeFlag(cmd, &name)
+	addNodeFlag(cmd, &name)
 	return cmd
 }
 
 func newImageListCommand() *cobra.Command {
-	var name, format string
+	var name string
+	var format *string
 	cmd := &cobra.Command{
 		Use:     "list",
 		Aliases: []string{"ls"},
 		Short:   "List the images of a node",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := checkOutput(*format); err != nil {
+				return err
+			}
 			store, err := openStore(name)
 			if err != nil {
 				return err
 			}
-			return printStored(cmd.Context(), cmd.OutOrStdout(), store, format)
+			return printStored(cmd.Context(), cmd.OutOrStdout(), store, *format)
 		},
 	}
-	imageNodeFlag(cmd, &name)
-	cmd.Flags().StringVarP(&format, "output", "o", "table", "table or json")
+	addNodeFlag(cmd, &name)
+	format = outputFlag(cmd)
 	return cmd
 }
 
@@ -234,14 +232,8 @@ func printStored(ctx context.Context, w io.Writer, store image.Store, format str
 	if err != nil {
 		return err
 	}
-	switch format {
-	case "json":
-		enc := json.NewEncoder(w)
-		enc.SetIndent("", "  ")
-		return enc.Encode(images)
-	case "table":
-	default:
-		return fmt.Errorf("output %q: want table or json: %w", format, errdefs.ErrInvalidArgument)
+	if format == "json" {
+		return printJSON(w, images)
 	}
 	tw := tabwriter.NewWriter(w, 0, 0, 3, ' ', 0)
 	fmt.Fprintln(tw, "IMAGE\tID\tSIZE")
@@ -275,7 +267,7 @@ func newImageRemoveCommand() *cobra.Command {
 			return nil
 		},
 	}
-	imageNodeFlag(cmd, &name)
+	addNodeFlag(cmd, &name)
 	return cmd
 }
 

@@ -21,7 +21,10 @@ func newKubectlCommand() *cobra.Command {
 		Example: `  h8s kubectl get pods -A
   h8s kubectl --name two logs -f web`,
 		DisableFlagParsing: true,
-		RunE: func(_ *cobra.Command, args []string) error {
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if len(args) == 1 && (args[0] == "--help" || args[0] == "-h") {
+				return cmd.Help()
+			}
 			name, rest, err := splitName(args)
 			if err != nil {
 				return err
@@ -32,7 +35,7 @@ func newKubectlCommand() *cobra.Command {
 			}
 			f, err := os.Open(l.Kubeconfig())
 			if errors.Is(err, fs.ErrNotExist) {
-				return becausef("H8S_NOT_RUNNING", "node %s has no kubeconfig here: %w", l.Name, err)
+				return notRunning(l)
 			}
 			if err != nil {
 				return err

@@ -57,6 +57,9 @@ func newLogsCommand() *cobra.Command {
 
 func logPath(l layout.Node, component string) (string, error) {
 	names := logNames(l)
+	if len(names) == 0 {
+		return "", notRunning(l)
+	}
 	if !slices.Contains(names, component) {
 		return "", becausef("H8S_NOT_FOUND", "no log of %q; there are: %s: %w", component, strings.Join(names, " "), errdefs.ErrNotFound)
 	}

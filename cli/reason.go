@@ -36,7 +36,7 @@ var reasons = []Reason{
 	{"H8S_STOP_FAILED", 16, "Run h8s reset: it removes whatever of the node is left."},
 	{"H8S_DISK_FULL", 17, "Free space below /var/lib/h8s; h8s image rm removes images that are not used."},
 	{"H8S_PERMISSION", 18, "Root is needed with the capabilities of a real root: SYS_ADMIN and NET_ADMIN at least."},
-	{"H8S_NOT_FOUND", 19, "h8s status lists what there is."},
+	{"H8S_NOT_FOUND", 19, "Check the spelling; h8s status shows the node, h8s image list its images."},
 	{"H8S_BUSY", 20, "Another h8s command is at work on this node; wait for it or see h8s status."},
 	{"H8S_INTERRUPTED", 130, "The node goes on in the background: h8s status shows it, h8s down stops it."},
 }

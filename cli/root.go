@@ -7,6 +7,8 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"slices"
+	"strings"
 
 	"github.com/containerd/errdefs"
 	"github.com/spf13/cobra"
@@ -59,9 +61,43 @@ own network and file systems stay as they are. The API server is published on
 	return root
 }
 
-// nodeFlag adds --name and returns where the node's paths will be found.
+// nodeFlag adds --name and returns where the node's name will be found.
 func nodeFlag(cmd *cobra.Command) *string {
-	return cmd.Flags().StringP("name", "n", DefaultNode, "name of the node")
+	name := new(string)
+	addNodeFlag(cmd, name)
+	return name
+}
+
+func addNodeFlag(cmd *cobra.Command, name *string) {
+	cmd.Flags().StringVarP(name, "name", "n", DefaultNode, "name of the node")
+	_ = cmd.RegisterFlagCompletionFunc("name", func(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) { // the flag is there
+		return nodeNames(), cobra.ShellCompDirectiveNoFileComp
+	})
+}
+
+// nodeNames lists the nodes of this machine, running or not.
+func nodeNames() []string {
+	dirs, _ := os.ReadDir(layout.StateRoot) // no directory, no nodes
+	var names []string
+	for _, d := range dirs {
+		if _, err := layout.NewNode(d.Name()); err == nil && d.IsDir() {
+			names = append(names, d.Name())
+		}
+	}
+	return names
+}
+
+// notRunning says of a node that is needed whether it is down or unknown, and what to do.
+func notRunning(l layout.Node) error {
+	names := nodeNames()
+	if slices.Contains(names, l.Name) {
+		return becausef("H8S_NOT_RUNNING", "node %s is not running; start it: h8s up%s: %w", l.Name, nameSuffix(l.Name), errdefs.ErrUnavailable)
+	}
+	others := "this machine has none"
+	if len(names) > 0 {
+		others = "this machine has " + strings.Join(names, ", ")
+	}
+	return becausef("H8S_NOT_RUNNING", "there is no node %s (%s); make it: h8s up%s: %w", l.Name, others, nameSuffix(l.Name), errdefs.ErrUnavailable)
 }
 
 func needRoot() error {
@@ -83,12 +119,15 @@ func find(name string) (layout.Artifacts, layout.Node, error) {
 
 // outputFlag adds -o for commands that read.
 func outputFlag(cmd *cobra.Command) *string {
-	return cmd.Flags().StringP("output", "o", "", "output format: json, or a table if empty")
+	output := new(string)
+	cmd.Flags().StringVarP(output, "output", "o", "table", "table or json")
+	_ = cmd.RegisterFlagCompletionFunc("output", cobra.FixedCompletions([]string{"table", "json"}, cobra.ShellCompDirectiveNoFileComp)) // the flag is there
+	return output
 }
 
 func checkOutput(format string) error {
-	if format != "" && format != "json" {
-		return becausef("H8S_USAGE", "output %q: want json: %w", format, errdefs.ErrInvalidArgument)
+	if format != "table" && format != "json" {
+		return becausef("H8S_USAGE", "output %q: want table or json: %w", format, errdefs.ErrInvalidArgument)
 	}
 	return nil
 }

@@ -81,9 +81,12 @@ func ParsePublish(s string) (Publish, error) {
 	if !two {
 		node = host
 	}
-	h, err1 := port(host)
-	n, err2 := port(node)
-	if err := errors.Join(err1, err2); err != nil {
+	h, err := port(host)
+	n, nodeErr := port(node)
+	if err == nil {
+		err = nodeErr
+	}
+	if err != nil {
 		return Publish{}, fmt.Errorf("publish %q: want PORT or HOSTPORT:NODEPORT: %w", s, err)
 	}
 	return Publish{Host: h, Node: n}, nil

@@ -24,7 +24,7 @@ func TestCommandLines(t *testing.T) {
 		{"h8s", "up --name Bad_Name", 2, `node name "Bad_Name": use 1 to 32 of a-z, 0-9 and -`},
 		{"h8s", "up --name ../../etc", 2, `node name "../../etc"`},
 		{"h8s", "down extra", 2, `unexpected argument "extra"`},
-		{"h8s", "status -o xml", 2, `output "xml": want json`},
+		{"h8s", "status -o xml", 2, `output "xml": want table or json`},
 		{"h8s", "status --name badinput", 13, `node badinput is absent(.|\n)*h8s up`},
 		{"h8s", "logs a b", 2, `at most 1`},
 		{"h8s", "logs --name badinput kubelet", 19, `no log of "kubelet"`},

@@ -26,9 +26,14 @@ func (c *impatient) Write(p []byte) (int, error) {
 	return c.Conn.Write(p)
 }
 
+// callLimit bounds every call, whatever its context: nothing a guest does takes longer.
+const callLimit = 5 * time.Minute
+
 // abandon has a call end with its context also while the request before it is being
 // sent to a guest that does not read.
 func abandon(ctx context.Context, q *ttrpc.Request, r *ttrpc.Response, _ *ttrpc.UnaryClientInfo, invoke ttrpc.Invoker) error {
+	ctx, cancel := context.WithTimeout(ctx, callLimit)
+	defer cancel()
 	// What arrives late must not be written where the caller reads.
 	answer := &ttrpc.Response{}
 	done := make(chan error, 1)

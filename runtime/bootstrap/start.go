@@ -190,17 +190,9 @@ func logTo(p Params) {
 	log.L = log.L.WithField("runtime", "io.containerd.hyper.v2").WithField("namespace", p.Namespace)
 	out := io.Discard
 	if fd, err := unix.Open(filepath.Join(p.Bundle, "log"), unix.O_RDWR|unix.O_NONBLOCK|unix.O_CLOEXEC, 0); err == nil {
-		out = lossy(fd)
+		out = newLossy(fd)
 	}
 	log.L.Logger.SetOutput(out)
-}
-
-// lossy writes to a non-blocking descriptor and never fails.
-type lossy int
-
-func (l lossy) Write(p []byte) (int, error) {
-	_, _ = unix.Write(int(l), p)
-	return len(p), nil
 }
 
 // deleteTimeout is below containerd's own of five seconds.

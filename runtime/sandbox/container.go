@@ -39,9 +39,11 @@ type Container struct {
 
 	// deleting serialises Delete.
 	deleting sync.Mutex
-	mu       sync.Mutex
-	procs    map[string]*process
-	paused   bool
+
+	mu      sync.Mutex
+	procs   map[string]*process
+	paused  bool
+	lastOOM time.Time
 }
 
 // CreateRequest is containerd's, without what a VM does not use.
@@ -195,6 +197,7 @@ func (c *Container) make(ctx context.Context, a agentClient, q *hyperstart.Creat
 	if err := p.openIO(ctx); err != nil {
 		return err
 	}
+	p.setKnown()
 	if err := a.Create(ctx, q); err != nil {
 		return fmt.Errorf("create container in the guest: %w", err)
 	}
@@ -209,6 +212,10 @@ func (c *Container) undo(p *process) {
 	p.io.Close()
 	ctx, cancel := context.WithTimeout(c.s.ctx, guestTimeout)
 	defer cancel()
+	if p.inGuest() && c.s.agent.Delete(ctx, c.id, "") != nil {
+		// Usually it has undone its part, and knows nothing of the container.
+		log.G(c.s.ctx).WithField("container", c.id).Debug("nothing to remove in the guest")
+	}
 	if len(c.serials) > 0 {
 		c.s.layers.remove(ctx, c.serials)
 	}
@@ -252,7 +259,7 @@ func (c *Container) exitAll(status uint32, at time.Time) {
 // guestExit believes a guest that a process it was given has ended, and no more.
 func (c *Container) guestExit(e *hyperstart.Exit, at time.Time) {
 	p, err := c.process(e.ExecId)
-	if err != nil {
+	if err != nil || !p.ends() {
 		return
 	}
 	if now := time.Now(); at.After(now) || at.Before(c.s.Condition().CreatedAt) {
@@ -266,6 +273,9 @@ func (c *Container) guestExit(e *hyperstart.Exit, at time.Time) {
 }
 
 func (c *Container) oom() {
+	if !c.oomIsNews(time.Now()) {
+		return
+	}
 	c.s.opt.Publisher.Publish("/tasks/oom", &eventsapi.TaskOOM{ContainerID: c.id})
 }
 
@@ -303,6 +313,16 @@ func (c *Container) Delete(ctx context.Context, exec string) (Exit, error) {
 	if st.Status == StatusRunning || st.Status == StatusPaused {
 		return Exit{}, fmt.Errorf("process %q of container %s runs: %w", exec, c.id, errdefs.ErrFailedPrecondition)
 	}
+	// A Start under way would join streams that nobody closes.
+	if st.Status == StatusStopped {
+		p.op.Lock()
+	} else if !p.op.TryLock() {
+		return Exit{}, fmt.Errorf("process %q of container %s is being started: %w", exec, c.id, errdefs.ErrFailedPrecondition)
+	}
+	defer p.op.Unlock()
+	if st = p.State(); st.Status == StatusRunning {
+		return Exit{}, fmt.Errorf("process %q of container %s runs: %w", exec, c.id, errdefs.ErrFailedPrecondition)
+	}
 	if err := c.deleteInGuest(ctx, p); err != nil {
 		return Exit{}, err
 	}
@@ -334,8 +354,15 @@ func (c *Container) deleteInGuest(ctx context.Context, p *process) error {
 		}
 		return nil
 	}
+	ctx, cancel := context.WithTimeout(ctx, guestTimeout)
+	defer cancel()
+	overdue := p.deleteOverdue()
 	err = a.Delete(ctx, c.id, p.exec)
 	if err == nil || errdefs.IsNotFound(err) || errdefs.IsUnavailable(err) {
+		return nil
+	}
+	if overdue {
+		log.G(c.s.ctx).WithError(err).WithField("container", c.id).Warn("guest does not remove a process, it is forgotten")
 		return nil
 	}
 	return fmt.Errorf("delete in the guest: %w", err)
@@ -360,15 +387,21 @@ func (c *Container) Stats(ctx context.Context) (*stats.Metrics, error) {
 	if err != nil {
 		return nil, err
 	}
-	out, err := a.Stats(ctx, c.id)
-	if err != nil {
+	if err := c.s.measurable(time.Now()); err != nil {
 		return nil, err
 	}
-	var m stats.Metrics
-	if err := proto.Unmarshal(out.Cgroup2Metrics, &m); err != nil {
-		return nil, fmt.Errorf("guest's metrics of container %s: %w: %w", c.id, err, errdefs.ErrDataLoss)
+	out, err := a.Stats(ctx, c.id)
+	if err != nil {
+		if errors.Is(err, context.DeadlineExceeded) {
+			c.s.pauseMeasuring(time.Now())
+		}
+		return nil, err
 	}
-	return &m, nil
+	m, err := metrics(out.Cgroup2Metrics, c.s.pod.MemoryBytes)
+	if err != nil {
+		return nil, fmt.Errorf("guest's metrics of container %s: %w", c.id, err)
+	}
+	return m, nil
 }
 
 // Update changes the container's resources: OCI LinuxResources as JSON.

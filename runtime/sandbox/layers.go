@@ -63,6 +63,8 @@ func (l *layers) remove(ctx context.Context, serials []string) {
 // drop unplugs what nobody uses any more. A disk that cannot be unplugged stays until
 // the VM goes; it is read-only and harms nobody.
 func (l *layers) drop(ctx context.Context, serials []string) {
+	ctx, cancel := context.WithTimeout(ctx, guestTimeout)
+	defer cancel()
 	for _, s := range serials {
 		if l.uses[s]--; l.uses[s] > 0 {
 			continue

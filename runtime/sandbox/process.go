@@ -9,6 +9,7 @@ import (
 
 	eventsapi "github.com/containerd/containerd/api/events"
 	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	hyperstart "github.com/hypernetes/hypernetes/api/hyperstart/v1"
@@ -53,10 +54,14 @@ type process struct {
 	// op is held while the process is created, started and finished, so that events
 	// leave in the order start, exit.
 	op sync.Mutex
+	// deleteAsked is when the guest was first asked to remove it.
+	deleteAsked time.Time
 
 	mu      sync.Mutex
 	status  Status
 	known   bool // the guest has heard of it
+	ending  bool // the guest has told of its end
+	overdue *time.Timer
 	exit    Exit
 	stopped chan struct{}
 }
@@ -124,6 +129,9 @@ func (p *process) setExit(status uint32, at time.Time) {
 		return
 	}
 	p.status = StatusStopped
+	if p.overdue != nil {
+		p.overdue.Stop()
+	}
 	p.exit = Exit{PID: p.pid, Status: status, At: at}
 	p.mu.Unlock()
 	id := p.exec
@@ -255,6 +263,11 @@ func (c *Container) Kill(ctx context.Context, exec string, signal uint32, all bo
 	if err != nil {
 		return err
 	}
+	if signal == uint32(unix.SIGKILL) {
+		p.mustEnd()
+	}
+	ctx, cancel := context.WithTimeout(ctx, guestTimeout)
+	defer cancel()
 	return a.Signal(ctx, c.id, exec, signal, all)
 }
 

@@ -49,6 +49,7 @@ type Sandbox struct {
 	reason              string
 	containers          map[string]*Container
 	lastPID             uint32
+	measureAfter        time.Time
 
 	// Set by Create, before the VM runs, and not changed after.
 	pod    podspec.Pod

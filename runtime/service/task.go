@@ -20,8 +20,8 @@ import (
 
 var empty = &emptypb.Empty{}
 
-// statsTimeout bounds measuring a container: the kubelet asks for all of a node in turn.
-const statsTimeout = 10 * time.Second
+// statsTimeout bounds measuring a container: containerd asks for all of a node in turn.
+const statsTimeout = 5 * time.Second
 
 type taskService struct{ *Service }
 

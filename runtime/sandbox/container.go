@@ -354,9 +354,12 @@ func (c *Container) deleteInGuest(ctx context.Context, p *process) error {
 		}
 		return nil
 	}
-	ctx, cancel := context.WithTimeout(ctx, guestTimeout)
+	limit, overdue := guestTimeout, p.deleteOverdue()
+	if overdue {
+		limit = lastTry // the caller shall still hear of the success
+	}
+	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
-	overdue := p.deleteOverdue()
 	err = a.Delete(ctx, c.id, p.exec)
 	if err == nil || errdefs.IsNotFound(err) || errdefs.IsUnavailable(err) {
 		return nil

@@ -53,6 +53,9 @@ func (p *process) ends() bool {
 	return true
 }
 
+// lastTry is what a guest that has had its time gets.
+const lastTry = time.Second
+
 // deleteOverdue tells whether the guest has had its time to remove a process since it
 // was first asked to; its container's deleting is held. What it keeps then is its own
 // rubbish.

@@ -18,12 +18,14 @@ type Info struct {
 	AgentVersion string `json:"agentVersion,omitempty"`
 	Kernel       string `json:"kernel,omitempty"`
 	VMM          int    `json:"vmmPid,omitempty"`
+	// Console is the end of what the guest wrote to its console, at most 4 KiB.
+	Console string `json:"console,omitempty"`
 }
 
 // Info describes the sandbox for people. What the guest said is bounded.
 func (s *Sandbox) Info() Info {
 	c := s.Condition()
-	out := Info{Reason: c.Reason, VMM: int(c.PID)}
+	out := Info{Reason: c.Reason, VMM: int(c.PID), Console: printable(s.console.String())}
 	select {
 	case <-s.booted:
 	default:

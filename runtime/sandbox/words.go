@@ -22,12 +22,7 @@ func lastWords(reason string, e vmm.Exit, console string) string {
 	if e.Detail != "" && !strings.Contains(reason, e.Detail) {
 		text += " (" + e.Detail + ")"
 	}
-	console = strings.Map(func(r rune) rune {
-		if r != '\n' && !unicode.IsPrint(r) {
-			return -1
-		}
-		return r
-	}, strings.ToValidUTF8(console, "?"))
+	console = printable(console)
 	// What a kernel prints after its panic is registers and addresses.
 	if i := strings.Index(console, e.Detail); i >= 0 && e.Reason == vmm.ReasonPanic {
 		console = console[:i+len(e.Detail)]
@@ -41,6 +36,16 @@ func lastWords(reason string, e vmm.Exit, console string) string {
 		text += "\nconsole: " + tail
 	}
 	return text
+}
+
+// printable is what a guest wrote without what a terminal would take for commands.
+func printable(console string) string {
+	return strings.Map(func(r rune) rune {
+		if r != '\n' && !unicode.IsPrint(r) {
+			return -1
+		}
+		return r
+	}, strings.ToValidUTF8(console, "?"))
 }
 
 // explain leaves words as the termination message of a container whose first process

@@ -105,7 +105,8 @@ func (s *sandboxService) SandboxStatus(_ context.Context, r *api.SandboxStatusRe
 		if err != nil {
 			return nil, err
 		}
-		out.Info = map[string]string{"info": string(info)}
+		// containerd's CRI keeps of "info" only the keys it knows, and others as they are.
+		out.Info = map[string]string{"info": string(info), "vm": string(info)}
 	}
 	return out, nil
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"path"
 	"strconv"
 	"strings"
 	"sync"
@@ -39,6 +40,8 @@ type Agent struct {
 	Hang       bool
 	// ExitTime, if set, is what the guest claims for exits.
 	ExitTime time.Time
+	// Mutiny, if set, is called before every method ("Signal"): an error is the answer.
+	Mutiny func(ctx context.Context, method string) error
 
 	powerOff func()
 	procs    map[[2]string]*proc
@@ -91,7 +94,15 @@ func (a *Agent) serve(conn net.Conn) {
 		return
 	}
 	defer g.Close()
-	rpc, err := ttrpc.NewServer(ttrpc.WithUnaryServerInterceptor(func(ctx context.Context, u ttrpc.Unmarshaler, _ *ttrpc.UnaryServerInfo, m ttrpc.Method) (any, error) {
+	rpc, err := ttrpc.NewServer(ttrpc.WithUnaryServerInterceptor(func(ctx context.Context, u ttrpc.Unmarshaler, info *ttrpc.UnaryServerInfo, m ttrpc.Method) (any, error) {
+		a.Lock()
+		mutiny := a.Mutiny
+		a.Unlock()
+		if mutiny != nil {
+			if err := mutiny(ctx, path.Base(info.FullMethod)); err != nil {
+				return nil, errgrpc.ToGRPC(err)
+			}
+		}
 		out, err := m(ctx, u)
 		return out, errgrpc.ToGRPC(err)
 	}))
@@ -128,7 +139,7 @@ func (a *Agent) serve(conn net.Conn) {
 	}
 }
 
-// Emit adds an event to the guest's log.
+// Emit adds an event to the guest's log, with its number and time.
 func (a *Agent) Emit(e *hyperstart.Event) {
 	a.Lock()
 	defer a.Unlock()

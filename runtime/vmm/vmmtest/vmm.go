@@ -26,6 +26,10 @@ type VMM struct {
 	Boot time.Duration
 	// Mute guests never answer.
 	Mute bool
+	// Guest, if set, is what is at the other end of the channel instead of an Agent.
+	Guest func(net.Conn)
+	// Wire, if set, is between the channel and the Agent.
+	Wire func(net.Conn) net.Conn
 
 	mu  sync.Mutex
 	vms []*VM
@@ -46,13 +50,19 @@ func (v *VMM) Start(_ context.Context, cfg vmm.Config) (vmm.VM, error) {
 		return nil, fmt.Errorf("start make-believe vmm: %w", err)
 	}
 	host, guest := net.Pipe()
+	if v.Wire != nil {
+		guest = v.Wire(guest)
+	}
 	vm := &VM{Config: cfg, Agent: newAgent(), cmd: cmd, channel: host, done: make(chan struct{}), disks: map[string]bool{}}
 	for _, d := range cfg.Disks {
 		vm.disks[d.Serial] = true
 	}
 	vm.Agent.powerOff = func() { vm.end(vmm.ReasonShutdown) }
 	go vm.wait()
-	if !v.Mute {
+	switch {
+	case v.Guest != nil:
+		go v.Guest(guest)
+	case !v.Mute:
 		go func() {
 			<-time.After(v.Boot)
 			vm.Agent.serve(guest)

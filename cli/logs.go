@@ -15,25 +15,37 @@ import (
 	"github.com/fsnotify/fsnotify"
 	"github.com/spf13/cobra"
 
+	"github.com/hypernetes/hypernetes/cluster"
 	"github.com/hypernetes/hypernetes/cluster/layout"
 )
 
 func newLogsCommand() *cobra.Command {
 	var follow bool
 	var lines int
+	var pod string
 	cmd := &cobra.Command{
 		Use:   "logs [COMPONENT]",
 		Short: "Print the log of the daemon or of a component",
-		Long:  "Prints the end of a component's log, or of h8s itself if none is named. The logs of\nPods are read with h8s kubectl logs.",
-		Args:  cobra.MaximumNArgs(1),
+		Long:  "Prints the end of a component's log, or of h8s itself if none is named. What containers\nprint is read with h8s kubectl logs; --pod shows the console of a Pod's virtual machine,\nwhich is empty unless its kernel or agent has something to complain of.",
+		Example: `  h8s logs kubelet -f
+  h8s logs --pod kube-system/coredns-64d4fb4d5b-8q45w`,
+		Args: cobra.MaximumNArgs(1),
 	}
 	name := nodeFlag(cmd)
 	cmd.Flags().BoolVarP(&follow, "follow", "f", false, "go on printing what is appended")
 	cmd.Flags().IntVar(&lines, "tail", 200, "number of lines from the end, -1 for all")
+	cmd.Flags().StringVar(&pod, "pod", "", "console of the virtual machine of `[NAMESPACE/]POD` instead")
+	cmd.MarkFlagsMutuallyExclusive("pod", "follow")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		_, l, err := find(*name)
 		if err != nil {
 			return err
+		}
+		if pod != "" && len(args) > 0 {
+			return becausef("H8S_USAGE", "logs: name a component or --pod, not both: %w", errdefs.ErrInvalidArgument)
+		}
+		if pod != "" {
+			return printConsole(cmd, l, pod)
 		}
 		component := "h8s"
 		if len(args) == 1 {
@@ -53,6 +65,25 @@ func newLogsCommand() *cobra.Command {
 		return logNames(l), cobra.ShellCompDirectiveNoFileComp
 	}
 	return cmd
+}
+
+func printConsole(cmd *cobra.Command, l layout.Node, pod string) error {
+	if err := needRoot(); err != nil {
+		return err
+	}
+	if _, err := os.Stat(l.ContainerdSocket()); err != nil {
+		return notRunning(l)
+	}
+	namespace, name, two := strings.Cut(pod, "/")
+	if !two {
+		namespace, name = "default", pod
+	}
+	text, err := cluster.Console(cmd.Context(), l, namespace, name)
+	if err != nil {
+		return err
+	}
+	_, err = io.WriteString(cmd.OutOrStdout(), text)
+	return err
 }
 
 func logPath(l layout.Node, component string) (string, error) {

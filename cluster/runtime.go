@@ -1,11 +1,15 @@
 package cluster
 
 import (
+	"cmp"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 
+	"github.com/containerd/errdefs"
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -65,4 +69,40 @@ func drain(ctx context.Context, n layout.Node) (int, error) {
 		})
 	}
 	return len(list.Items), errors.Join(g.Wait(), failed)
+}
+
+// Console returns the end of what a Pod's virtual machine wrote to its console, as its
+// shim kept it: printable text of a few KiB, empty if the guest had nothing to say.
+//
+// Errors: errdefs.ErrNotFound if the node has no such Pod in a machine of its own,
+// errdefs.ErrUnavailable if no container runtime answers.
+func Console(ctx context.Context, l layout.Node, namespace, pod string) (string, error) {
+	conn, err := dialCRI(l)
+	if err != nil {
+		return "", err
+	}
+	defer conn.Close()
+	rt := cri.NewRuntimeServiceClient(conn)
+	list, err := rt.ListPodSandbox(ctx, &cri.ListPodSandboxRequest{Filter: &cri.PodSandboxFilter{
+		LabelSelector: map[string]string{"io.kubernetes.pod.namespace": namespace, "io.kubernetes.pod.name": pod},
+	}})
+	if err != nil {
+		return "", fmt.Errorf("list pods: %w: %w", err, errdefs.ErrUnavailable)
+	}
+	if len(list.Items) == 0 {
+		return "", fmt.Errorf("pod %s/%s: node %s does not run it: %w", namespace, pod, l.Name, errdefs.ErrNotFound)
+	}
+	newest := slices.MaxFunc(list.Items, func(a, b *cri.PodSandbox) int { return cmp.Compare(a.CreatedAt, b.CreatedAt) })
+	st, err := rt.PodSandboxStatus(ctx, &cri.PodSandboxStatusRequest{PodSandboxId: newest.Id, Verbose: true})
+	if err != nil {
+		return "", fmt.Errorf("pod %s/%s: %w", namespace, pod, err)
+	}
+	var info struct {
+		VMM     int `json:"vmmPid"`
+		Console string
+	}
+	if err := json.Unmarshal([]byte(st.Info["vm"]), &info); err != nil || (info.VMM == 0 && info.Console == "") {
+		return "", fmt.Errorf("pod %s/%s has no virtual machine now: %w", namespace, pod, errdefs.ErrNotFound)
+	}
+	return info.Console, nil
 }

@@ -53,6 +53,9 @@ func TestDemo(t *testing.T) {
 		t.Errorf("uname -r in the Pod is the host's: %s", guest)
 	}
 	contains(t, "log", n.Logs("demo"), "GET / HTTP/1.1")
+	if console := n.H8S(t, "logs", "--pod", n.Name+"/demo"); strings.Contains(console, "panic") {
+		t.Errorf("the console of the Pod's VM:\n%s", console)
+	}
 	forward := n.Start("port-forward", "pod/demo", ":80")
 	body, err := get("http://127.0.0.1:" + forward.Expect(`127\.0\.0\.1:(\d+) -> 80`)[1])
 	if err != nil {

@@ -18,10 +18,10 @@ import (
 
 func TestMain(m *testing.M) { testcluster.Main(m) }
 
-// run starts a Pod that sleeps on an image that is on the node and returns its name.
-func run(n *testcluster.Namespace, image string, flags ...string) string {
+// run starts a Pod that waits, on an image that is on the node, and returns its name.
+func run(n *testcluster.Namespace, image string) string {
 	const pod = "looker"
-	n.Kubectl(append([]string{"run", pod, "--image=" + image, "--image-pull-policy=Never", "--command", "--"}, append(flags, "sleep", "1000000")...)...)
+	n.Kubectl("run", pod, "--image="+image, "--image-pull-policy=Never", "--command", "--", "/testbox", "signals") // ends at once on SIGTERM
 	n.Ready(pod)
 	return pod
 }

@@ -1,6 +1,7 @@
 package pods
 
 import (
+	"fmt"
 	"strings"
 	"testing"
 
@@ -19,6 +20,7 @@ func TestEnds(t *testing.T) {
 		{"ok", "Completed", "", 0},
 		{"seven", "Error", "", 7},
 		{"oom", "OOMKilled", "", 137},
+		{"talker", "Completed", "", 0},
 		{"message", "Error", "why it ended\n", 3},
 		{"lastwords", "Error", "these are the last words\n", 4},
 	} {
@@ -32,6 +34,16 @@ func TestEnds(t *testing.T) {
 	}
 	n.Wait("pod/ends", "jsonpath={.status.phase}=Failed")
 
+	t.Run("the last words of a talkative container are not lost", func(t *testing.T) {
+		var lines int
+		for line := range strings.Lines(n.For(t).Logs("ends/talker")) {
+			if line != fmt.Sprintf("line %d\n", lines) {
+				t.Fatalf("line %d of the log is %q", lines, line)
+			}
+			lines++
+		}
+		want(t, "lines", lines, 60000)
+	})
 	t.Run("CrashLoopBackOff", func(t *testing.T) {
 		n := n.For(t)
 		n.Wait("pod/crashes", "jsonpath={.status.containerStatuses[0].state.waiting.reason}=CrashLoopBackOff")

@@ -29,6 +29,11 @@ func TestOneMachinePerPod(t *testing.T) {
 	want(t, "restarts", n.Pod("trio").Container("web").RestartCount, 0)
 
 	t.Run("containers share the Pod's volumes and loopback", func(t *testing.T) { sharedInPod(t, n.For(t)) })
+	t.Run("a layer of several containers is one disk", func(t *testing.T) {
+		// The scratch disk, busybox's layer, and testbox's on top of it.
+		disks := n.For(t).Shell("trio/web", "ls /sys/block | grep -c '^sd'")
+		want(t, "disks of three containers of two images", disks, "3")
+	})
 	t.Run("no host directory is shared with the guest", func(t *testing.T) { nothingShared(t, n.For(t), vm) })
 	t.Run("the host mounts no image layer", func(t *testing.T) { noLayerMounted(t, n) })
 	t.Run("the VM's process is confined", func(t *testing.T) { confined(t, vm) })

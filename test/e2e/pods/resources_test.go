@@ -50,6 +50,15 @@ func TestResources(t *testing.T) {
 			want(t, "exit code of a process ended by a signal", end.ExitCode, 128+signal)
 		}
 	})
+	t.Run("resize in place", func(t *testing.T) {
+		n := n.For(t)
+		n.Kubectl("patch", "pod", "sized", "--subresource=resize", "-p",
+			`{"spec":{"containers":[{"name":"small","resources":{"limits":{"cpu":"750m","memory":"96Mi"}}}]}}`)
+		n.Until("the container has its new limits", testcluster.Patience, func() bool {
+			return read("small", "memory.max") == strconv.Itoa(96<<20) && read("small", "cpu.max") == "75000 100000"
+		})
+		want(t, "restarts", n.Pod("sized").Container("small").RestartCount, 0)
+	})
 	t.Run("ephemeral debug container", func(t *testing.T) { debug(t, n.For(t)) })
 }
 

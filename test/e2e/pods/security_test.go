@@ -31,6 +31,8 @@ func TestSecurityContext(t *testing.T) {
 	want(t, "capabilities after drop ALL", status("user", "CapBnd"), "0000000000000000")
 	want(t, "no new privileges", status("user", "NoNewPrivs"), "1")
 	want(t, "seccomp with RuntimeDefault", status("user", "Seccomp"), "2")
+	want(t, "seccomp of an exec", n.Shell("secure/user", "awk '/^Seccomp:/ {print $2}' /proc/self/status"), "2")
+	want(t, "capabilities of an exec", n.Shell("secure/user", "awk '/^CapBnd:/ {print $2}' /proc/self/status"), "0000000000000000")
 	want(t, "user of an exec", n.Exec("secure/user", "id", "-u"), "1000")
 
 	want(t, "capabilities with NET_ADMIN only", status("readonly", "CapBnd"), "0000000000001000")

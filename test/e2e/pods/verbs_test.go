@@ -37,6 +37,7 @@ func TestKubectl(t *testing.T) {
 		{"cp", copyFiles},
 		{"port-forward", portForward},
 		{"top", top},
+		{"run", runOnce},
 		{"delete", deletePod},
 	} {
 		t.Run(verb.name, func(t *testing.T) { verb.run(t, n.For(t)) })
@@ -229,6 +230,18 @@ func top(t *testing.T, n *testcluster.Namespace) {
 		return err == nil && regexp.MustCompile(`\d+m +\d+%? +\d+Mi`).MatchString(out)
 	})
 	t.Logf("kubectl top node\n%s", out)
+}
+
+// runOnce is a Pod made, attached to and removed by one command.
+func runOnce(t *testing.T, n *testcluster.Namespace) {
+	s := n.Start("run", "once", "--rm", "-i", "--quiet", "--restart=Never", "--image=h8s.local/busybox:1", "--", "sh", "-c", "cat; exit 7")
+	s.Send("from standard input\n")
+	s.Expect("from standard input")
+	s.CloseInput()
+	want(t, "exit code", s.Exit(), 7)
+	if _, err := n.Try("get", "pod", "once"); err == nil {
+		t.Error("kubectl run --rm left its Pod")
+	}
 }
 
 func deletePod(t *testing.T, n *testcluster.Namespace) {

@@ -9,12 +9,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"path/filepath"
 	"time"
 
 	"github.com/containerd/errdefs"
-	"golang.org/x/sys/unix"
 
 	"github.com/hypernetes/hypernetes/runtime/nic"
 	"github.com/hypernetes/hypernetes/runtime/record"
@@ -52,8 +52,8 @@ func Collect(ctx context.Context, stateDir string, r *record.Record) error {
 	if r.Shim.Alive() {
 		return fmt.Errorf("sandbox %s: its shim (process %d) lives: %w", r.ID, r.Shim.PID, errdefs.ErrFailedPrecondition)
 	}
-	if err := killVMM(ctx, r.VMM); err != nil {
-		return fmt.Errorf("sandbox %s: %w", r.ID, err)
+	if err := r.VMM.Kill(ctx, vmmEnd); err != nil {
+		return fmt.Errorf("sandbox %s: vmm: %w", r.ID, err)
 	}
 	var errs []error
 	if r.Network.NetNS != "" {
@@ -74,37 +74,26 @@ func Collect(ctx context.Context, stateDir string, r *record.Record) error {
 	return r.Remove(stateDir)
 }
 
-// killVMM kills a VMM that has outlived its shim and waits for its end: its descriptors
-// hold disks and taps.
-func killVMM(ctx context.Context, p record.Process) error {
-	if !p.Alive() {
-		return nil
+// vmmEnd bounds how long a killed VMM may take to be gone: its descriptors hold disks
+// and taps.
+const vmmEnd = 5 * time.Second
+
+// dying bounds how long a killed shim may take to be gone: the kernel closes its socket,
+// which is when containerd calls delete, before it frees a VM's memory and ends.
+const dying = 2 * time.Second
+
+// Dead tells whether a sandbox's shim is dead. A process that is still there but has
+// closed its socket is waited for, a moment.
+func Dead(ctx context.Context, r *record.Record) bool {
+	if !r.Shim.Alive() {
+		return true
 	}
-	fd, err := unix.PidfdOpen(p.PID, 0)
-	if err != nil {
-		if errors.Is(err, unix.ESRCH) {
-			return nil
-		}
-		return fmt.Errorf("vmm %d: %w", p.PID, err)
+	var d net.Dialer
+	if conn, err := d.DialContext(ctx, "unix", r.Socket); err == nil {
+		_ = conn.Close()
+		return false
 	}
-	f := os.NewFile(uintptr(fd), "pidfd")
-	defer f.Close()
-	// The descriptor pins the process: what it names now is what will be killed.
-	if !p.Alive() {
-		return nil
-	}
-	if err := unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {
-		return fmt.Errorf("kill vmm %d: %w", p.PID, err)
-	}
-	wait := 5 * time.Second
-	if d, ok := ctx.Deadline(); ok {
-		wait = min(wait, time.Until(d))
-	}
-	n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, int(wait/time.Millisecond))
-	if err == nil && n == 0 {
-		return fmt.Errorf("vmm %d does not end: %w", p.PID, errdefs.ErrAborted)
-	}
-	return nil
+	return r.Shim.AwaitEnd(ctx, dying) == nil
 }
 
 // Find returns the record a containerd id (a sandbox's or a container's) belongs to;

@@ -6,6 +6,7 @@
 package record
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -15,8 +16,10 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
 
 	"github.com/hypernetes/hypernetes/runtime/cgroup"
 	"github.com/hypernetes/hypernetes/runtime/nic"
@@ -73,6 +76,54 @@ func (p Process) Alive() bool {
 	}
 	now, err := Find(p.PID)
 	return err == nil && now == p
+}
+
+// Kill kills the process, if it runs, and waits at most limit for its end.
+//
+// Errors: errdefs.ErrAborted if it does not end.
+func (p Process) Kill(ctx context.Context, limit time.Duration) error {
+	return p.end(ctx, unix.SIGKILL, limit)
+}
+
+// AwaitEnd waits at most limit for the end of the process.
+//
+// Errors: errdefs.ErrAborted if it does not end.
+func (p Process) AwaitEnd(ctx context.Context, limit time.Duration) error {
+	return p.end(ctx, 0, limit)
+}
+
+func (p Process) end(ctx context.Context, signal unix.Signal, limit time.Duration) error {
+	fd, err := unix.PidfdOpen(p.PID, 0)
+	if err != nil {
+		if p.Alive() {
+			return fmt.Errorf("process %d: %w", p.PID, err)
+		}
+		return nil
+	}
+	defer unix.Close(fd)
+	// The descriptor pins the process: what it names now is what is meant.
+	if !p.Alive() {
+		return nil
+	}
+	if err := unix.PidfdSendSignal(fd, signal, nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {
+		return fmt.Errorf("kill process %d: %w", p.PID, err)
+	}
+	if d, ok := ctx.Deadline(); ok {
+		limit = min(limit, time.Until(d))
+	}
+	for until := time.Now().Add(limit); ; { // a signal may interrupt the wait
+		left := max(0, time.Until(until))
+		n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, int(left/time.Millisecond))
+		switch {
+		case errors.Is(err, unix.EINTR):
+		case err != nil:
+			return fmt.Errorf("wait for process %d: %w", p.PID, err)
+		case n == 0:
+			return fmt.Errorf("process %d does not end: %w", p.PID, errdefs.ErrAborted)
+		default:
+			return nil
+		}
+	}
 }
 
 var validID = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9._-]{0,127}$`)

@@ -6,7 +6,9 @@
 package shim
 
 import (
+	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -51,7 +53,27 @@ func check(p bootstrap.Params) error {
 			return fmt.Errorf("%s: %w: %w; remedy: make guest, or set %s in hyper.toml", f.key, err, errdefs.ErrNotFound, f.key)
 		}
 	}
-	return nil
+	return checkKernel(c.Kernel)
+}
+
+// checkKernel looks whether a file may be a kernel. QEMU takes anything for one and
+// then says that it is too old.
+func checkKernel(path string) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return fmt.Errorf("kernel: %w", err)
+	}
+	defer f.Close()
+	const setupMagic = 0x202 // of the boot protocol's header (Linux, x86/boot.rst)
+	head := make([]byte, setupMagic+4)
+	n, err := f.ReadAt(head, 0)
+	if err != nil && !errors.Is(err, io.EOF) {
+		return fmt.Errorf("kernel: %w", err)
+	}
+	if head = head[:n]; bytes.HasPrefix(head, []byte("\x7fELF")) || bytes.HasSuffix(head, []byte("HdrS")) {
+		return nil
+	}
+	return fmt.Errorf("kernel %s is neither a vmlinux nor a bzImage: %w; remedy: make guest, or set kernel in hyper.toml", path, errdefs.ErrInvalidArgument)
 }
 
 // flushTime bounds sending the last events.
@@ -100,11 +122,10 @@ func collect(ctx context.Context, p bootstrap.Params) error {
 	case err != nil:
 		return err
 	}
-	err = janitor.Collect(ctx, cfg.StateDir, r)
-	if errdefs.IsFailedPrecondition(err) {
+	if !janitor.Dead(ctx, r) {
 		return nil
 	}
-	return err
+	return janitor.Collect(ctx, cfg.StateDir, r)
 }
 
 func sweep(ctx context.Context, p bootstrap.Params) error {

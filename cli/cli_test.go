@@ -208,3 +208,32 @@ func TestOptionsRememberSettings(t *testing.T) {
 		t.Errorf("nonsense: %v", err)
 	}
 }
+
+// TestReasonsAreDocumented holds the operator's table against the code's.
+func TestReasonsAreDocumented(t *testing.T) {
+	b, err := os.ReadFile("../docs/operations.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, r := range reasons {
+		if row := fmt.Sprintf("| `%s` | %d |", r.ID, r.Exit); !strings.Contains(string(b), row) {
+			t.Errorf("docs/operations.md has no row %q", row)
+		}
+	}
+	code := regexp.MustCompile(`(?:warn|fail)\("(H8S_[A-Z_0-9]+)"`)
+	files, err := filepath.Glob("../cluster/doctor/[!d]*.go") // not its doctor_test.go
+	if err != nil || len(files) == 0 {
+		t.Fatal("no checks found", err)
+	}
+	for _, f := range files {
+		source, err := os.ReadFile(f)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, m := range code.FindAllStringSubmatch(string(source), -1) {
+			if !strings.Contains(string(b), "`"+m[1]+"`") {
+				t.Errorf("docs/operations.md does not tell of %s (%s)", m[1], f)
+			}
+		}
+	}
+}

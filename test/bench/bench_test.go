@@ -117,7 +117,7 @@ func measure(b *testing.B, m samples, rt *runtimeService, handler, name string) 
 	if err != nil {
 		b.Fatal(err)
 	}
-	for name, key := range map[string]string{"guest total": "MemTotal:", "guest available": "MemAvailable:"} {
+	for name, key := range map[string]string{"guest total": "MemTotal:", "guest free": "MemFree:", "guest available": "MemAvailable:"} {
 		v, err := field(info, key)
 		if err != nil {
 			b.Fatal(err)

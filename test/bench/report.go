@@ -5,6 +5,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/hypernetes/hypernetes/runtime/config"
 )
 
 // series are the samples of one measured thing, in the order they were taken.
@@ -73,23 +75,25 @@ type row struct{ name, title string }
 // overhead is what one Pod costs its node beyond what its containers use, as the
 // RuntimeClass's overhead.podFixed has it.
 type overhead struct {
-	// MemoryMiB is what the VMM and the shim hold of the host's memory beside the
-	// guest's RAM, CPUMilli what they use while the Pod is idle, rounded up.
-	MemoryMiB int64 `json:"memory_mib"`
-	CPUMilli  int64 `json:"cpu_milli"`
+	CPU    string `json:"cpu"`
+	Memory string `json:"memory"`
 }
 
 // overhead proposes the RuntimeClass's overhead from what was measured.
 //
-// The Pss of an idle Pod is all of it: QEMU, the shim and what the guest's kernel and
-// agent have touched of the guest's RAM. Half as much again is the margin for device
-// queues in use and code translated later. Both numbers are rounded up to steps, so
-// that they do not change with every build.
+// Memory is for the worst case, a guest that uses all of its RAM: what the VM has beyond
+// the containers' limits (memory_overhead_mib), what QEMU holds beside the guest's RAM,
+// and the shim. QEMU's part is its Pss without the RAM the guest has touched. A quarter
+// more is the margin for queues in use and code translated later; CPU is what an idle
+// Pod uses and half as much. Both are rounded up to steps, so that they do not change
+// with every build.
 func (m samples) overhead() overhead {
-	const marginPercent = 150
+	const mib = 1 << 20
+	touched := guestMiB*mib - m["guest free"].median()*1e6
+	beside := m["pss vmm"].median()*1e6 - touched + m["pss shim"].median()*1e6
 	return overhead{
-		MemoryMiB: stepUp(m["pss pod"].median()*1e6/(1<<20)*marginPercent/100, 16),
-		CPUMilli:  stepUp(m["idle"].median()*marginPercent/100, 10),
+		CPU:    fmt.Sprintf("%dm", stepUp(m["idle"].median()*1.5, 10)),
+		Memory: fmt.Sprintf("%dMi", stepUp(float64(config.Default().MemoryOverheadMiB)+beside/mib*1.25, 16)),
 	}
 }
 
@@ -117,7 +121,7 @@ func (m samples) report(machine string, ks []kernel, at time.Time) string {
 	memory := []row{
 		{"pss pod", "Pod, handler hyper: Pss of all"}, {"pss vmm", "… VMM"}, {"pss shim", "… shim"},
 		{"pss runc", "Pod, handler runc: Pss of all"},
-		{"guest total", "guest: MemTotal"}, {"guest available", "guest: MemAvailable"},
+		{"guest total", "guest: MemTotal"}, {"guest free", "guest: MemFree"}, {"guest available", "guest: MemAvailable"},
 	}
 	var b strings.Builder
 	fmt.Fprintf(&b, "%s; %s; %d rounds.\n\n", at.UTC().Format("2006-01-02 15:04 MST"), machine, len(m["hyper"]))
@@ -125,8 +129,8 @@ func (m samples) report(machine string, ks []kernel, at time.Time) string {
 	fmt.Fprintf(&b, "CPU time up to the first line:\n\n%s\n", m.table("seconds", "%.2f", cpu))
 	fmt.Fprintf(&b, "Memory of an idle Pod of %d MiB:\n\n%s\n", guestMiB, m.table("MB", "%.1f", memory))
 	o := m.overhead()
-	fmt.Fprintf(&b, "Idle, shim and VMM use %s thousandths of a CPU. `overhead.podFixed` that follows: memory %dMi, cpu %dm.\n",
-		m["idle"].format("%.0f"), o.MemoryMiB, o.CPUMilli)
+	fmt.Fprintf(&b, "Idle, shim and VMM use %s thousandths of a CPU. `overhead.podFixed` that follows: memory %s, cpu %s.\n",
+		m["idle"].format("%.0f"), o.Memory, o.CPU)
 	return b.String()
 }
 

@@ -88,7 +88,7 @@ func bring() error {
 	if err := boot.Limits(); err != nil {
 		return err
 	}
-	for _, d := range []string{"containers", "volumes", "l", "x", "crun"} {
+	for _, d := range []string{"containers", "volumes", "pins", "l", "x", "crun"} {
 		if err := os.MkdirAll(Dir+"/"+d, 0o711); err != nil {
 			return fmt.Errorf("make directory: %w", err)
 		}

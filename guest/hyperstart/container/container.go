@@ -12,6 +12,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/containerd/errdefs"
+	"github.com/containerd/log"
 
 	hyperstart "github.com/hypernetes/hypernetes/api/hyperstart/v1"
 	"github.com/hypernetes/hypernetes/guest/hyperstart/cgroup"
@@ -66,6 +67,15 @@ func (c *Container) create(ctx context.Context, in *hyperstart.CreateRequest) (u
 	if err := sandbox.WriteSysctls("/proc/sys", sysctls); err != nil {
 		return 0, err
 	}
+	config, sources, err := pin(config, filepath.Join(c.m.cfg.Own, "volumes"), filepath.Join(c.m.cfg.Own, "pins", c.id))
+	if err != nil {
+		return 0, err
+	}
+	defer func() { // crun has mounted them when it returns
+		if err := sources.Close(); err != nil {
+			log.G(ctx).WithError(err).WithField("container", c.id).Warn("pinned volumes stay")
+		}
+	}()
 	if err := writeConfig(c.bundle, config); err != nil {
 		return 0, err
 	}

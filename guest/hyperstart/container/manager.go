@@ -119,12 +119,17 @@ func (m *Manager) Create(ctx context.Context, in *hyperstart.CreateRequest) (uin
 		return 0, err
 	}
 	defer c.op.Unlock()
+	made := false
+	defer func() {
+		if !made { // also after a panic, which the server turns into an answer
+			m.forget(c.id)
+		}
+	}()
 	pid, err := c.create(ctx, in)
 	if err != nil {
-		err = errors.Join(err, c.remove(context.WithoutCancel(ctx)))
-		m.forget(c.id)
-		return 0, err
+		return 0, errors.Join(err, c.remove(context.WithoutCancel(ctx)))
 	}
+	made = true
 	return pid, nil
 }
 

@@ -403,7 +403,7 @@ func (g *guest) testVolumes() {
 		in.Volumes = []*hyperstart.Volume{
 			{Name: "cm", Kind: &hyperstart.Volume_Files{Files: &hyperstart.FileTree{Version: "..v1"}}},
 			{Name: "late", Kind: &hyperstart.Volume_Files{Files: &hyperstart.FileTree{Version: "..v1"}}},
-			{Name: "disk", Kind: &hyperstart.Volume_EmptyDir{EmptyDir: &hyperstart.EmptyDir{SizeLimit: 4 << 20, Mode: 0o2770, Gid: 2000}}},
+			{Name: "disk", Kind: &hyperstart.Volume_EmptyDir{EmptyDir: &hyperstart.EmptyDir{SizeLimit: 4 << 20, Mode: 0o2770, Gid: 2000, Directories: []string{"sub/deep"}}}},
 			{Name: "mem", Kind: &hyperstart.Volume_EmptyDir{EmptyDir: &hyperstart.EmptyDir{Memory: true, SizeLimit: 1 << 20}}},
 			{Name: "log", Kind: &hyperstart.Volume_Files{Files: &hyperstart.FileTree{Files: []*hyperstart.File{{Path: "", Mode: 0o666}}}}},
 		}
@@ -412,12 +412,20 @@ func (g *guest) testVolumes() {
 			bind("mem", "/mem")(s)
 			bind("cm", "/cm")(s)
 			bind("late", "/late")(s)
+			bind("disk/sub/deep", "/sub")(s)
+			bind("cm/a", "/a")(s)
 			bind("log", "/dev/termination-log")(s)
 		}, "sh", "-c", "echo ready; sleep 1000")
 	})
 	_, err := g.sbxC.PutFiles(g.ctx(), &hyperstart.PutFilesRequest{Volume: "late", Tree: &hyperstart.FileTree{Version: "..v1",
 		Files: []*hyperstart.File{{Path: "l", Data: []byte("late\n")}}}})
 	check(g.t, err)
+	contains(g.t, g.exec("vol", "s", 0, false, "sh", "-c", "echo deep > /sub/f; cat /disk/sub/deep/f /a; ln -s / /disk/evil"), "deep\n", "one")
+	_, err = g.ctrs.Create(g.ctx(), &hyperstart.CreateRequest{ContainerId: "evil", Spec: runtimeSpec(g.t, bind("disk/evil/etc", "/out"), "true"),
+		Rootfs: &hyperstart.RootFS{LayerSerials: []string{"layer0"}}})
+	if err = errgrpc.ToNative(err); !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), "leads out of the volume") {
+		g.t.Errorf("a link out of the volume: %v", err)
+	}
 	text := g.exec("vol", "q", 0, false, "sh", "-c", `cat /cm/a; echo; cat /late/l; ls -ldn /disk
 dd if=/dev/zero of=/disk/f bs=1M count=8 2>&1; dd if=/dev/zero of=/mem/f bs=64k count=100 2>&1; ls -l /disk/f /mem/f; echo done > /dev/termination-log
 echo x > /file; true`)

@@ -291,7 +291,7 @@ func layer(t *testing.T) string {
 	for _, d := range []string{"bin", "etc", "proc", "sys", "dev", "tmp"} {
 		check(t, os.MkdirAll(filepath.Join(root, d), 0o755))
 	}
-	for _, a := range strings.Fields("sh cat echo ls sleep id stty tr wc dd df mount kill mkdir head tail nc ps env hostname true grep") {
+	for _, a := range strings.Fields("sh cat echo ln ls sleep id stty tr wc dd df mount kill mkdir head tail nc ps env hostname true grep") {
 		check(t, os.Symlink("/usr/bin/busybox", filepath.Join(root, "bin", a)))
 	}
 	check(t, os.WriteFile(filepath.Join(root, "etc/passwd"), []byte("root:x:0:0:root:/:/bin/sh\n"), 0o644))

@@ -75,7 +75,6 @@ type row struct{ name, title string }
 // overhead is what one Pod costs its node beyond what its containers use, as the
 // RuntimeClass's overhead.podFixed has it.
 type overhead struct {
-	CPU    string `json:"cpu"`
 	Memory string `json:"memory"`
 }
 
@@ -84,17 +83,15 @@ type overhead struct {
 // Memory is for the worst case, a guest that uses all of its RAM: what the VM has beyond
 // the containers' limits (memory_overhead_mib), what QEMU holds beside the guest's RAM,
 // and the shim. QEMU's part is its Pss without the RAM the guest has touched. A quarter
-// more is the margin for queues in use and code translated later; CPU is what an idle
-// Pod uses and half as much. Both are rounded up to steps, so that they do not change
-// with every build.
+// more is the margin for queues in use and code translated later, and the sum is
+// rounded up, so that it does not change with every build. CPU is not proposed: a Pod
+// that has just started is never quite idle, and a request for what it may use once would
+// only keep others from being scheduled.
 func (m samples) overhead() overhead {
 	const mib = 1 << 20
 	touched := guestMiB*mib - m["guest free"].median()*1e6
 	beside := m["pss vmm"].median()*1e6 - touched + m["pss shim"].median()*1e6
-	return overhead{
-		CPU:    fmt.Sprintf("%dm", stepUp(m["idle"].median()*1.5, 10)),
-		Memory: fmt.Sprintf("%dMi", stepUp(float64(config.Default().MemoryOverheadMiB)+beside/mib*1.25, 16)),
-	}
+	return overhead{Memory: fmt.Sprintf("%dMi", stepUp(float64(config.Default().MemoryOverheadMiB)+beside/mib*1.25, 16))}
 }
 
 // stepUp rounds up to a multiple of step, which is also the least it returns.
@@ -129,8 +126,8 @@ func (m samples) report(machine string, ks []kernel, at time.Time) string {
 	fmt.Fprintf(&b, "CPU time up to the first line:\n\n%s\n", m.table("seconds", "%.2f", cpu))
 	fmt.Fprintf(&b, "Memory of an idle Pod of %d MiB:\n\n%s\n", guestMiB, m.table("MB", "%.1f", memory))
 	o := m.overhead()
-	fmt.Fprintf(&b, "Idle, shim and VMM use %s thousandths of a CPU. `overhead.podFixed` that follows: memory %s, cpu %s.\n",
-		m["idle"].format("%.0f"), o.Memory, o.CPU)
+	fmt.Fprintf(&b, "Idle, shim and VMM use %s thousandths of a CPU. `overhead.podFixed` that follows: memory %s.\n",
+		m["idle"].format("%.0f"), o.Memory)
 	return b.String()
 }
 

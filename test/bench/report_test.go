@@ -63,3 +63,14 @@ func TestField(t *testing.T) {
 		t.Error("found what is not there")
 	}
 }
+
+func TestOverhead(t *testing.T) {
+	m := samples{}
+	m.megabytes("guest free", 200<<20) // of 256 MiB: 56 MiB have been touched
+	m.megabytes("pss vmm", 156<<20)    // 100 MiB beside them
+	m.megabytes("pss shim", 12<<20)
+	// 96 + (100 + 12) * 1.25 = 236, rounded up to 16.
+	if got := m.overhead().Memory; got != "240Mi" {
+		t.Errorf("got %s, want 240Mi", got)
+	}
+}

@@ -62,9 +62,9 @@ func uniqueArchive(t *testing.T, tag string) string {
 
 // ownImage loads an image of the test's own and returns its tag and the files of its
 // layers in the node. It is removed at the end.
-func ownImage(t *testing.T, c *testcluster.Cluster) (tag string, layers []string) {
+func ownImage(t *testing.T, c *testcluster.Cluster, name string) (tag string, layers []string) {
 	t.Helper()
-	tag = "h8s.local/corrupt:1"
+	tag = "h8s.local/corrupt-" + name + ":1"
 	known := map[string]bool{}
 	for _, f := range layerFiles(t, c) {
 		known[f] = true

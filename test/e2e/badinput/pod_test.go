@@ -2,6 +2,7 @@ package badinput
 
 import (
 	"encoding/json"
+	"errors"
 	"maps"
 	"os"
 	"path/filepath"
@@ -150,29 +151,44 @@ func TestLittleMemory(t *testing.T) {
 	without(t, n, before)
 }
 
-// TestCorruptLayer damages the layers of an image of its own in the node's store, as a
-// failing disk does.
+// TestCorruptLayer damages the layers of images of its own in the node's store, as a
+// failing disk does. Superblocks are read by containerd already; what it overlooks the
+// shim finds, before the guest's kernel has to.
 func TestCorruptLayer(t *testing.T) {
 	c := testcluster.Up(t)
-	tag, layers := ownImage(t, c)
-	for _, layer := range layers {
-		f, err := os.OpenFile(layer, os.O_WRONLY, 0)
-		if err != nil {
-			t.Fatal(err)
-		}
-		_, err = f.WriteAt(make([]byte, 4096), 0)
-		if err := f.Close(); err != nil {
-			t.Fatal(err)
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
-	}
 	before := quiet(t, c)
 	n := c.Namespace(t)
-	apply(t, n, pod("corrupt", tag, nil))
-	event(t, n, "corrupt", `^Failed: .*layer.*no EROFS file system.*pull it again`)
+	for _, tc := range []struct {
+		name   string
+		damage func(file string) error
+		want   string
+	}{
+		{"overwritten", overwrite, `^Failed: .*invalid super block: invalid magic number`},
+		{"truncated", func(file string) error { return os.Truncate(file, 8192) }, `^Failed: .*layer .*is cut off at 8192: remove the image.*pull it again`},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			n := n.For(t)
+			tag, layers := ownImage(t, c, tc.name)
+			for _, layer := range layers {
+				if err := tc.damage(layer); err != nil {
+					t.Fatal(err)
+				}
+			}
+			apply(t, n, pod(tc.name, tag, nil))
+			event(t, n, tc.name, tc.want)
+			n.Kubectl("delete", "pod", tc.name, "--wait", "--timeout=2m")
+		})
+	}
 	without(t, n, before)
+}
+
+func overwrite(file string) error {
+	f, err := os.OpenFile(file, os.O_WRONLY, 0)
+	if err != nil {
+		return err
+	}
+	_, err = f.WriteAt(make([]byte, 4096), 0)
+	return errors.Join(err, f.Close())
 }
 
 // TestCorruptArchive: an archive whose blob is not what its name says is refused.

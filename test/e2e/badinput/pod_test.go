@@ -124,15 +124,13 @@ func TestPods(t *testing.T) {
 			n.Kubectl("delete", "pod", tc.name, "--wait=false")
 		})
 	}
+	t.Run("little-memory", func(t *testing.T) { littleMemory(t, n.For(t)) })
 	without(t, n, before)
 }
 
-// TestLittleMemory: a limit below what a VM needs still starts one, as the limit is the
+// littleMemory: a limit below what a VM needs still starts one, as the limit is the
 // container's; who exceeds it is killed and told so, and nobody else in the Pod.
-func TestLittleMemory(t *testing.T) {
-	c := testcluster.Up(t)
-	before := quiet(t, c)
-	n := c.Namespace(t)
+func littleMemory(t *testing.T, n *testcluster.Namespace) {
 	apply(t, n, pod("greedy", busybox, func(spec, container map[string]any) {
 		spec["restartPolicy"] = "Never"
 		limit("8Mi")(spec, container)
@@ -148,7 +146,6 @@ func TestLittleMemory(t *testing.T) {
 	if other := n.Pod("greedy").Container("modest"); other.State.Running == nil || other.RestartCount != 0 {
 		t.Errorf("the Pod's other container: %+v, want it running", other)
 	}
-	without(t, n, before)
 }
 
 // TestCorruptLayer damages the layers of images of its own in the node's store, as a

@@ -52,7 +52,7 @@ func newRunCommand(o *options) *cobra.Command {
 	f.StringVar(&r.hostname, "hostname", "", "host name inside the Pod (default: its name)")
 	f.StringVarP(&r.memory, "memory", "m", "", "memory limit as `SIZE`, for instance 256M (default: the runtime's)")
 	f.Float64VarP(&r.cpus, "cpus", "c", 0, "CPU limit, for instance 0.5 (default: the runtime's)")
-	f.StringArrayVarP(&r.publish, "publish", "p", nil, "publish `HOSTPORT:PORT[/udp]` on the node")
+	f.StringArrayVarP(&r.publish, "publish", "p", nil, "publish `HOSTPORT:PORT[/udp]` on the node; `h8s up --publish HOSTPORT` makes that reachable on this machine")
 	f.StringArrayVarP(&r.env, "env", "e", nil, "set `NAME=VALUE` in the environment")
 	f.StringVarP(&r.workdir, "workdir", "w", "", "working directory")
 	f.StringVar(&r.entrypoint, "entrypoint", "", "replace the image's entry point")

@@ -7,6 +7,7 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/hypernetes/hypernetes/test/e2e/testcluster"
 )
@@ -20,10 +21,12 @@ func TestOneMachinePerPod(t *testing.T) {
 	before := c.Processes(t)
 	n.Apply("testdata/trio.yaml")
 	n.Ready("trio")
-	shims, vms, others := newProcesses(before, c.Processes(t))
-	if len(shims) != 1 || len(vms) != 1 || len(others) != 0 {
-		t.Fatalf("a Pod of three containers has shims %v, VMs %v and other processes %v; want one, one and none", shims, vms, others)
-	}
+	var shims, vms, others []testcluster.Process
+	n.Until("three containers have one shim, one VM and no other process", time.Minute, func() bool {
+		shims, vms, others = newProcesses(before, c.Processes(t))
+		t.Logf("new processes: %d shims, %d VMs, others: %v", len(shims), len(vms), others)
+		return len(shims) == 1 && len(vms) == 1 && len(others) == 0
+	})
 	vm := vms[0]
 	want(t, "the VM's parent", vm.Parent, shims[0].PID)
 	want(t, "restarts", n.Pod("trio").Container("web").RestartCount, 0)

@@ -100,7 +100,9 @@ func start() (*Cluster, error) {
 		return nil, fmt.Errorf("h8s up --name %s: %w\n%s", c.Node, err, out.String())
 	}
 	fmt.Printf("cluster %s is up after %.1f s\n", c.Node, time.Since(began).Seconds())
-	return c, nil
+	// The node is Ready before its DNS Pod is; tests that count Pods' traces need quiet.
+	_, err := c.try(ctx, "-n", "kube-system", "rollout", "status", "deployment/coredns", "--timeout="+Patience.String())
+	return c, err
 }
 
 // H8S runs an h8s command against this node and returns what it printed; name and

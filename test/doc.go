@@ -3,5 +3,5 @@
 // real shim and real virtual machines without containerd, test/bench measures, and
 // test/images has the programs of the test images.
 //
-// It holds no code, and nothing outside it may import what is below.
+// It holds no code. Nothing but tests imports what is below.
 package test

@@ -16,6 +16,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/hypernetes/hypernetes/test/artifacts"
 )
 
 // testRuntime is a containerd of the test's own, with runc, in network and
@@ -51,14 +53,10 @@ state = "%[1]s/state"
 const runtimeNetwork = `{"cniVersion":"1.0.0","name":"test","plugins":[
  {"type":"ptp","ipam":{"type":"host-local","subnet":"10.98.0.0/24","dataDir":"%s/ipam"}}]}`
 
-// artifacts returns the directory of built programs, or skips the test.
-func artifacts(t *testing.T) string {
+// built returns the directory of built programs, or skips the test.
+func built(t *testing.T) string {
 	t.Helper()
-	out := os.Getenv("H8S_OUT")
-	if out == "" {
-		_, file, _, _ := runtime.Caller(0)
-		out = filepath.Join(filepath.Dir(file), "..", "..", "out")
-	}
+	out := artifacts.Dir()
 	if os.Getuid() != 0 {
 		t.Skip("needs root, to run a containerd")
 	}
@@ -75,7 +73,7 @@ func artifacts(t *testing.T) string {
 
 func startRuntime(t *testing.T) *testRuntime {
 	t.Helper()
-	out := artifacts(t)
+	out := built(t)
 	t.Setenv("H8S_OUT", out)
 	dir, err := os.MkdirTemp("/tmp", "hyperctl-test-") // short: socket paths have a limit
 	must(t, err)

@@ -14,12 +14,13 @@ import (
 
 	"github.com/hypernetes/hypernetes/cluster/layout"
 	"github.com/hypernetes/hypernetes/runtime/vmm/qemu"
+	"github.com/hypernetes/hypernetes/test/artifacts"
 )
 
 // BenchmarkPod measures everything the package comment promises, in rounds: each
 // round takes every quantity once, so that rounds can be compared within themselves.
 func BenchmarkPod(b *testing.B) {
-	out := outDir()
+	out := artifacts.Dir()
 	host, err := qemu.Probe(b.Context(), "", "")
 	if err != nil {
 		b.Skipf("no QEMU: %v", err)

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/hypernetes/hypernetes/runtime/vmm/qemu"
+	"github.com/hypernetes/hypernetes/test/artifacts"
 )
 
 // TestFloor proves that the floor is what it claims to be: the guest's kernel runs
@@ -16,7 +17,7 @@ func TestFloor(t *testing.T) {
 	if err != nil {
 		t.Skipf("no QEMU: %v", err)
 	}
-	ks, err := kernels(outDir())
+	ks, err := kernels(artifacts.Dir())
 	if err != nil {
 		t.Skipf("no guest kernel: %v", err)
 	}

@@ -7,12 +7,12 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
-	"runtime"
 	"slices"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/hypernetes/hypernetes/test/artifacts"
 	"github.com/hypernetes/hypernetes/test/e2e/testcluster"
 )
 
@@ -36,7 +36,7 @@ func run(t *testing.T, env []string, program string, args ...string) result {
 	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Minute)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, built(t, program), args...)
-	cmd.Env = append(append(os.Environ(), "H8S_OUT="+outDir()), env...)
+	cmd.Env = append(append(os.Environ(), "H8S_OUT="+artifacts.Dir()), env...)
 	cmd.WaitDelay = 5 * time.Second
 	var stdout, stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
@@ -50,19 +50,11 @@ func run(t *testing.T, env []string, program string, args ...string) result {
 // built is the path of a built program; without it the test is skipped.
 func built(t *testing.T, program string) string {
 	t.Helper()
-	path := filepath.Join(outDir(), "bin", program)
+	path := filepath.Join(artifacts.Dir(), "bin", program)
 	if _, err := os.Stat(path); err != nil {
 		t.Skipf("not built: %v (run `make build`)", err)
 	}
 	return path
-}
-
-func outDir() string {
-	if dir := os.Getenv("H8S_OUT"); dir != "" {
-		return dir
-	}
-	_, file, _, _ := runtime.Caller(0)
-	return filepath.Join(filepath.Dir(file), "..", "..", "..", "out")
 }
 
 // refused checks that a command ended with the exit code and said, on stderr and in

@@ -9,6 +9,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/hypernetes/hypernetes/test/artifacts"
 )
 
 // up runs `h8s up` for the node nobody has, which must fail.
@@ -76,7 +78,7 @@ func TestUpWithoutKernel(t *testing.T) {
 // TestUpWithoutComponent: likewise for a program.
 func TestUpWithoutComponent(t *testing.T) {
 	tree := t.TempDir()
-	if err := os.Symlink(filepath.Join(outDir(), "share"), filepath.Join(tree, "share")); err != nil {
+	if err := os.Symlink(filepath.Join(artifacts.Dir(), "share"), filepath.Join(tree, "share")); err != nil {
 		t.Fatal(err)
 	}
 	r := up(t, []string{"H8S_OUT=" + tree}, "--api-port", fmt.Sprint(freePort(t)))
@@ -137,7 +139,7 @@ func treeWithout(t *testing.T, name string) string {
 	t.Helper()
 	tree := t.TempDir()
 	for _, sub := range []string{"bin", "cni", "images", "libexec"} {
-		if err := os.Symlink(filepath.Join(outDir(), sub), filepath.Join(tree, sub)); err != nil {
+		if err := os.Symlink(filepath.Join(artifacts.Dir(), sub), filepath.Join(tree, sub)); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -145,7 +147,7 @@ func treeWithout(t *testing.T, name string) string {
 	if err := os.Mkdir(share, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	entries, err := os.ReadDir(filepath.Join(outDir(), "share"))
+	entries, err := os.ReadDir(filepath.Join(artifacts.Dir(), "share"))
 	if err != nil {
 		t.Skipf("no guest: %v", err)
 	}
@@ -153,7 +155,7 @@ func treeWithout(t *testing.T, name string) string {
 		if e.Name() == name {
 			continue
 		}
-		if err := os.Symlink(filepath.Join(outDir(), "share", e.Name()), filepath.Join(share, e.Name())); err != nil {
+		if err := os.Symlink(filepath.Join(artifacts.Dir(), "share", e.Name()), filepath.Join(share, e.Name())); err != nil {
 			t.Fatal(err)
 		}
 	}

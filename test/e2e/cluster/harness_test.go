@@ -11,13 +11,14 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/hypernetes/hypernetes/test/artifacts"
 )
 
 // node is a node of this test's own.
@@ -36,11 +37,7 @@ type node struct {
 // nothing of the node is left when the test ends.
 func newNode(t *testing.T, name, port string) *node {
 	t.Helper()
-	out := os.Getenv("H8S_OUT")
-	if out == "" {
-		_, file, _, _ := runtime.Caller(0)
-		out = filepath.Join(filepath.Dir(file), "..", "..", "..", "out")
-	}
+	out := artifacts.Dir()
 	if os.Getuid() != 0 {
 		t.Skip("a node needs root")
 	}

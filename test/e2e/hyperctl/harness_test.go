@@ -9,10 +9,11 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/hypernetes/hypernetes/test/artifacts"
 )
 
 // patience bounds one command. VMs boot under TCG on a machine with other work.
@@ -28,11 +29,7 @@ type node struct {
 // when the test ends it is reset and the machine is searched for what is left of it.
 func newNode(t *testing.T) *node {
 	t.Helper()
-	n := &node{t: t, out: os.Getenv("H8S_OUT"), name: "e2e-hyper"}
-	if n.out == "" {
-		_, file, _, _ := runtime.Caller(0)
-		n.out = filepath.Join(filepath.Dir(file), "..", "..", "..", "out")
-	}
+	n := &node{t: t, out: artifacts.Dir(), name: "e2e-hyper"}
 	if v := os.Getenv("H8S_E2E_NODE"); v != "" {
 		n.name = v + "-hyper"
 	}

@@ -14,6 +14,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/hypernetes/hypernetes/test/artifacts"
 )
 
 // PublishedPort is a port of the node that is published on the host's loopback
@@ -62,11 +64,7 @@ func Up(t testing.TB) *Cluster {
 }
 
 func configured() *Cluster {
-	c := &Cluster{Out: os.Getenv("H8S_OUT"), Node: "e2e", port: "16443"}
-	if c.Out == "" {
-		_, file, _, _ := runtime.Caller(0)
-		c.Out = filepath.Join(filepath.Dir(file), "..", "..", "..", "out")
-	}
+	c := &Cluster{Out: artifacts.Dir(), Node: "e2e", port: "16443"}
 	if v := os.Getenv("H8S_E2E_NODE"); v != "" {
 		c.Node = v
 	}

@@ -8,8 +8,9 @@ die() { echo "error: $*" >&2; exit 1; }
 [ "$(uname -s)" = Linux ] || die "Hypernetes runs on Linux only"
 [ "$(uname -m)" = x86_64 ] || die "this release supports x86_64 only, this machine is $(uname -m)"
 [ "$(id -u)" = 0 ] || die "run this as root: virtual machines, namespaces and cgroups need it (try: sudo make up)"
-command -v go >/dev/null || die "the Go toolchain is not on PATH: install Go 1.26 or later from https://go.dev/dl"
-need=1.26
+command -v go >/dev/null || die "the Go toolchain is not on PATH: install Go from https://go.dev/dl"
+cd "$(dirname "$0")/.."
+need=$(sed -n 's/^go //p' go.mod dist/*/go.mod | sort -V | tail -n1)
 have=$(go env GOVERSION | sed 's/^go//')
 [ "$(printf '%s\n' "$need" "$have" | sort -V | head -n1)" = "$need" ] ||
 	die "Go $have is too old: Hypernetes needs $need or later (https://go.dev/dl)"

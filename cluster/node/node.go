@@ -189,16 +189,6 @@ func WriteRecord(path string, v any) error {
 	return atomicfile.Write(path, b, 0o600)
 }
 
-// OpenLog opens a log file for appending, moving one of more than 32 MiB aside.
-func OpenLog(path string) (*os.File, error) {
-	if st, err := os.Stat(path); err == nil && st.Size() > 32<<20 {
-		if err := os.Rename(path, path+".1"); err != nil {
-			return nil, err
-		}
-	}
-	return os.OpenFile(path, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o640)
-}
-
 // AnchorPID is the process whose namespaces are the node's.
 func (n *Node) AnchorPID() int { return n.anchor.PID }
 

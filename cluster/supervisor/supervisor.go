@@ -430,7 +430,7 @@ func (c *component) awaitReady(ctx context.Context, began time.Time) {
 	c.watch(ctx)
 }
 
-// watch keeps the state of a running component true until ctx ends.
+// watch keeps the state of a running component true, and its log bounded, until ctx ends.
 func (c *component) watch(ctx context.Context) {
 	tick := time.NewTicker(c.sup.watchEvery)
 	defer tick.Stop()
@@ -439,6 +439,9 @@ func (c *component) watch(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
+		}
+		if err := node.TrimLog(c.sup.files.Log(c.spec.Name)); err != nil {
+			log.G(ctx).WithError(err).Warn("component's log grows on: it could not be moved aside")
 		}
 		probe, cancel := context.WithTimeout(ctx, watchTimeout)
 		err := c.spec.Ready(probe)

@@ -132,7 +132,7 @@ lint: ## gofmt, go vet, staticcheck
 .PHONY: unit
 unit: ## Unit and integration tests of every package
 	@$(GO) test -timeout 20m $$($(GO) list ./... | grep -v /test/e2e)
-	@cd dist/containerd && $(GO) test ./mkfs.erofs
+	@cd dist/containerd && $(GO) test ./mkfs.erofs ./pulls
 
 .PHONY: e2e
 e2e: ## End-to-end tests against a real cluster

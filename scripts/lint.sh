@@ -6,5 +6,5 @@ unformatted=$(git ls-files -co --exclude-standard '*.go' | grep -v '\.pb\.go$' |
 [ -z "$unformatted" ] || { echo "not formatted (run gofmt -w):"; echo "$unformatted"; exit 1; }
 go vet ./...
 go tool staticcheck ./...
-(cd dist/containerd && go vet ./mkfs.erofs)
+(cd dist/containerd && go vet ./mkfs.erofs ./pulls)
 echo "lint: clean"

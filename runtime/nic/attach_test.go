@@ -19,6 +19,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/hypernetes/hypernetes/test/artifacts"
 )
 
 // bootGuest plays the VM: a namespace whose tap is joined to the attachment's by a
@@ -261,11 +263,7 @@ func TestAttachMacvlan(t *testing.T) {
 // TestAttachPTP takes what the upstream ptp plugin makes: a gateway route, the
 // subnet through it and no prefix route.
 func TestAttachPTP(t *testing.T) {
-	out := os.Getenv("H8S_OUT")
-	if out == "" {
-		out = "../../out"
-	}
-	dir, _ := filepath.Abs(filepath.Join(out, "cni"))
+	dir := filepath.Join(artifacts.Dir(), "cni")
 	if _, err := os.Stat(dir + "/ptp"); err != nil {
 		t.Skipf("no CNI plugins in %s: run make", dir)
 	}

@@ -28,6 +28,7 @@ import (
 	runtimev1 "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/hypernetes/hypernetes/guest/image/closure"
+	"github.com/hypernetes/hypernetes/test/artifacts"
 )
 
 // patience bounds every call: software emulation on a busy machine is slow.
@@ -56,12 +57,7 @@ func check(t *testing.T, err error) {
 // need returns a built file, or skips the test saying why.
 func need(t *testing.T, path ...string) string {
 	t.Helper()
-	out := os.Getenv("H8S_OUT")
-	if out == "" {
-		out = filepath.Join("..", "..", "out")
-	}
-	p, err := filepath.Abs(filepath.Join(append([]string{out}, path...)...))
-	check(t, err)
+	p := filepath.Join(append([]string{artifacts.Dir()}, path...)...)
 	if _, err := os.Stat(p); err != nil {
 		t.Skipf("skipped: %v; run `make own guest`", err)
 	}

@@ -21,15 +21,8 @@ import (
 	"github.com/hypernetes/hypernetes/guest/channel"
 	"github.com/hypernetes/hypernetes/guest/image"
 	"github.com/hypernetes/hypernetes/guest/image/closure"
+	"github.com/hypernetes/hypernetes/test/artifacts"
 )
-
-// outDir is where the build put the guest image.
-func outDir() string {
-	if d := os.Getenv("H8S_OUT"); d != "" {
-		return d
-	}
-	return filepath.Join("..", "..", "..", "out")
-}
 
 // need skips the test, saying why, unless the files are there.
 func need(t *testing.T, files ...string) {
@@ -76,7 +69,7 @@ func (l *lockedBuffer) String() string {
 // kernel unpacks concatenated archives, the later file wins.
 func build(t *testing.T) (kernel, initrd, cmdline string) {
 	t.Helper()
-	share := filepath.Join(outDir(), "share")
+	share := filepath.Join(artifacts.Dir(), "share")
 	kernel = filepath.Join(share, "vmlinux")
 	base := filepath.Join(share, "initramfs.img")
 	need(t, kernel, base, filepath.Join(share, "kernel.json"), "/usr/bin/qemu-system-x86_64", "/usr/bin/mkfs.erofs", "/usr/bin/busybox")
@@ -304,7 +297,7 @@ func layer(t *testing.T) string {
 
 func scratch(t *testing.T) string {
 	t.Helper()
-	from := filepath.Join(outDir(), "share/scratch.ext4")
+	from := filepath.Join(artifacts.Dir(), "share/scratch.ext4")
 	need(t, from)
 	to := filepath.Join(t.TempDir(), "scratch.ext4")
 	if out, err := exec.Command("cp", "--sparse=always", from, to).CombinedOutput(); err != nil {

@@ -17,6 +17,7 @@ import (
 
 	"github.com/hypernetes/hypernetes/guest/image"
 	"github.com/hypernetes/hypernetes/runtime/vmm"
+	"github.com/hypernetes/hypernetes/test/artifacts"
 )
 
 // bootTimeout is for a loaded build machine without KVM.
@@ -54,18 +55,6 @@ var buildInit = sync.OnceValues(func() (string, error) {
 	return filepath.Join(dir, "init"), nil
 })
 
-func outDir(t testing.TB) string {
-	t.Helper()
-	if d := os.Getenv("H8S_OUT"); d != "" {
-		return d
-	}
-	d, err := filepath.Abs("../../../out")
-	if err != nil {
-		t.Fatal(err)
-	}
-	return d
-}
-
 // variants are the guest kernels that are built; without any the test is skipped.
 func variants(t testing.TB) []guestFiles {
 	t.Helper()
@@ -74,13 +63,13 @@ func variants(t testing.TB) []guestFiles {
 	}
 	var found []guestFiles
 	for _, v := range []string{"stock", "hyper"} {
-		dir := filepath.Join(outDir(t), "share", v)
+		dir := filepath.Join(artifacts.Dir(), "share", v)
 		if _, err := os.Stat(filepath.Join(dir, "vmlinux")); err == nil {
 			found = append(found, guestFiles{variant: v, kernel: filepath.Join(dir, "vmlinux"), initrd: filepath.Join(dir, "initramfs.img")})
 		}
 	}
 	if len(found) == 0 {
-		t.Skipf("no guest kernel below %s: run `make guest`", outDir(t))
+		t.Skipf("no guest kernel below %s: run `make guest`", artifacts.Dir())
 	}
 	init, err := buildInit()
 	if err != nil {

@@ -35,6 +35,7 @@ QUIET := 2> >(grep -v '^go: downloading' >&2 || true)
 # The runtime's Debian packages.
 PACKAGES := qemu-system-x86 crun runc erofs-utils e2fsprogs nftables iproute2 conntrack \
 	kmod cpio xz-utils zstd binutils ca-certificates procps mount util-linux
+TEST_PACKAGES := busybox cpio lz4
 KERNEL_PACKAGES := gcc flex bison bc lz4 libelf-dev libc6-dev
 CNI := ptp host-local portmap loopback bridge
 OWN := h8s hyperctl containerd-shim-hyper-v2
@@ -123,7 +124,11 @@ generate: ## Write generated code anew (needs protoc: protobuf-compiler, libprot
 	@scripts/generate.sh
 
 .PHONY: test
-test: build lint unit e2e ## Linters, unit tests, end-to-end tests
+test: build test-deps lint unit e2e ## Linters, unit tests, end-to-end tests
+
+.PHONY: test-deps
+test-deps:
+	@scripts/deps.sh $(TEST_PACKAGES)
 
 .PHONY: lint
 lint: ## gofmt, go vet, staticcheck
@@ -139,7 +144,7 @@ e2e: ## End-to-end tests against a real cluster
 	@scripts/e2e.sh
 
 .PHONY: bench
-bench: build ## Benchmarks; figures go to docs/performance.md
+bench: build test-deps ## Benchmarks; figures go to docs/performance.md
 	@$(GO) test -count=1 -run '^$$' -bench . -timeout 60m ./test/bench/...
 
 .PHONY: clean

@@ -82,8 +82,10 @@ func startRuntime(t *testing.T) *testRuntime {
 	must(t, os.WriteFile(filepath.Join(dir, "config.toml"), fmt.Appendf(nil, runtimeConfig, dir, out), 0o600))
 	must(t, os.WriteFile(filepath.Join(dir, "net.d", "10-test.conflist"), fmt.Appendf(nil, runtimeNetwork, dir), 0o600))
 	// /run is private: netns files and runtime state die with the namespace; and
-	// all processes die with containerd, which is their PID 1.
-	cmd := exec.Command("sh", "-ec", `mount --make-rprivate /; mount -t proc proc /proc; mount -t tmpfs tmpfs /run; mkdir /run/netns
+	// all processes die with containerd, which is their PID 1. containerd copies
+	// /etc/hosts into Pods and fails without one, as on a bare Debian.
+	cmd := exec.Command("sh", "-ec", `mount --make-rprivate /; mount -t proc proc /proc; mount -t tmpfs tmpfs /run; mkdir /run/netns /run/etc /run/work
+		mount -t overlay -o lowerdir=/etc,upperdir=/run/etc,workdir=/run/work overlay /etc; echo 127.0.0.1 localhost >/etc/hosts
 		ip link set lo up; exec "$0" -c "$1"`, filepath.Join(out, "bin", "containerd"), filepath.Join(dir, "config.toml"))
 	cmd.Env = append(os.Environ(), "PATH="+filepath.Join(out, "bin")+":"+os.Getenv("PATH"))
 	// The kernel means the parent's thread with Pdeathsig: keep this one.

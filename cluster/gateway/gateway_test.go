@@ -174,7 +174,7 @@ func TestProxyRefusesTheMachineItself(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, host := range []string{"127.0.0.1", "localhost", "0.0.0.0", "::1", "::ffff:127.0.0.1", "169.254.169.254", "fe80::1%lo"} {
+	for _, host := range []string{"127.0.0.1", "localhost", "Registry.LocalHost.", "0.0.0.0", "::1", "::ffff:127.0.0.1", "169.254.169.254", "fe80::1%lo"} {
 		address := net.JoinHostPort(host, port)
 		if _, err := dialOut(t.Context(), address); !errors.Is(err, errdefs.ErrPermissionDenied) {
 			t.Errorf("CONNECT %s: %v", address, err)

@@ -123,13 +123,27 @@ var outward = net.Dialer{Timeout: dialTimeout, Control: func(_, address string, 
 	return nil
 }}
 
+// dialOutward is outward for names too. localhost is refused by name: a machine without
+// /etc/hosts would ask a name server for it, whose answer nobody should rely on
+// (RFC 6761 §6.3).
+func dialOutward(ctx context.Context, network, address string) (net.Conn, error) {
+	host, _, err := net.SplitHostPort(address)
+	if err != nil {
+		return nil, err
+	}
+	if name := strings.TrimSuffix(strings.ToLower(host), "."); name == "localhost" || strings.HasSuffix(name, ".localhost") {
+		return nil, fmt.Errorf("%s is this machine itself, where images are not fetched from: %w", host, errdefs.ErrPermissionDenied)
+	}
+	return outward.DialContext(ctx, network, address)
+}
+
 // dialTransport dials for plain HTTP; the machine's own proxy may be on its loopback.
 func dialTransport(ctx context.Context, network, address string) (net.Conn, error) {
 	up, err := http.ProxyFromEnvironment(&http.Request{URL: &url.URL{Scheme: "http", Host: "registry.invalid"}})
 	if err == nil && up != nil && hostPort(up) == address {
 		return (&net.Dialer{Timeout: dialTimeout}).DialContext(ctx, network, address)
 	}
-	return outward.DialContext(ctx, network, address)
+	return dialOutward(ctx, network, address)
 }
 
 // dialOut connects to host:port, by way of the host's proxy if there is one for it.
@@ -141,7 +155,7 @@ func dialOut(ctx context.Context, address string) (net.Conn, error) {
 		return nil, err
 	}
 	if up == nil {
-		return outward.DialContext(ctx, "tcp", address)
+		return dialOutward(ctx, "tcp", address)
 	}
 	conn, err := (&net.Dialer{}).DialContext(ctx, "tcp", hostPort(up))
 	if err != nil {

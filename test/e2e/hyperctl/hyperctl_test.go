@@ -10,6 +10,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/containerd/console"
 	"golang.org/x/sys/unix"
@@ -167,12 +168,27 @@ func logs(t *testing.T, n *node) {
 
 func attach(t *testing.T, n *node) {
 	n.want(t, 0, "", "run", "-d", "-i", "--name", "echo", "busybox", "sh", "-c", `while read line; do echo "got $line"; [ "$line" = end ] && exit 3; done`)
-	code, out, errs := n.call(strings.NewReader("one\nend\n"), "attach", "echo")
+	code, out, errs := n.call(&typist{lines: []string{"one\n", "end\n"}}, "attach", "echo")
 	if code != 0 || !strings.Contains(out, "got one\ngot end\n") {
 		t.Errorf("attach: code %d, %q, %q", code, out, errs)
 	}
 	until(t, "it has ended", func() bool { return strings.Contains(n.want(t, 0, "", "ps", "-a"), "exited (3)") })
 	n.want(t, 0, "", "rm", "echo")
+}
+
+// typist gives a line after a pause, as a person would. containerd reads an attached
+// stdin before it has connected the output, and what is printed in between is in the log
+// only: no condition tells when it is safe.
+type typist struct{ lines []string }
+
+func (r *typist) Read(b []byte) (int, error) {
+	if len(r.lines) == 0 {
+		return 0, io.EOF
+	}
+	time.Sleep(2 * time.Second)
+	n := copy(b, r.lines[0])
+	r.lines = r.lines[1:]
+	return n, nil
 }
 
 func endings(t *testing.T, n *node) {

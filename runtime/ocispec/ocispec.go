@@ -122,14 +122,8 @@ func pidNamespace(p string) (PIDNamespace, error) {
 	return PIDNamespace{PID: uint32(n)}, nil
 }
 
-// Annotation keys containerd's CRI plugin sets.
-const (
-	containerName = "io.kubernetes.cri.container-name"
-	containerType = "io.kubernetes.cri.container-type"
-)
-
-// Name is the container's name in its Pod, "" outside Kubernetes.
-func Name(s *specs.Spec) string { return s.Annotations[containerName] }
+// containerType is the annotation containerd's CRI plugin sets to a container's kind.
+const containerType = "io.kubernetes.cri.container-type"
 
 // IsSandbox tells whether the spec is of a pause container: containerd has been
 // configured with another sandboxer than "shim".

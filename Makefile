@@ -38,7 +38,7 @@ PACKAGES := qemu-system-x86 crun runc erofs-utils e2fsprogs nftables iproute2 co
 TEST_PACKAGES := busybox cpio lz4
 KERNEL_PACKAGES := gcc flex bison bc lz4 libelf-dev libc6-dev
 CNI := ptp host-local portmap loopback bridge
-OWN := h8s hyperctl containerd-shim-hyper-v2
+OWN := h8s hyperctl containerd-shim-hyper-v2 h8s-controller kubestack
 
 .PHONY: help
 help: ## Show this text
@@ -69,13 +69,15 @@ deps: ## Install the Debian packages that are missing
 build: deps upstream own guest images ## Build everything into out/
 
 .PHONY: own
-own: $(addprefix $(OUT)/bin/,$(OWN)) ## Build this project's own programs
+own: $(addprefix $(OUT)/bin/,$(OWN)) $(OUT)/cni/hypernetes ## Build this project's own programs
 
 # Go decides what is up to date; the shim and the agent stay free of cgo, and the shim of
 # the gRPC that containerd's API brings: one such process lives per Pod.
-.PHONY: $(addprefix $(OUT)/bin/,$(OWN) hyperstart)
+.PHONY: $(addprefix $(OUT)/bin/,$(OWN) hyperstart) $(OUT)/cni/hypernetes
 $(addprefix $(OUT)/bin/,$(OWN)): $(OUT)/bin/%:
 	@$(BUILD) $(if $(filter containerd-shim-%,$*),-tags no_grpc) -ldflags "$(LDFLAGS)" -o $@ ./cmd/$* $(QUIET)
+$(OUT)/cni/hypernetes: # started twice per Pod
+	@$(BUILD) -ldflags "$(LDFLAGS)" -o $@ ./cmd/hypernetes-cni $(QUIET)
 $(OUT)/bin/hyperstart: $(OUT)/bin/%:
 	@$(BUILD) -ldflags "$(STRIP) -X main.version=$(VERSION)" -o $@ ./cmd/$* $(QUIET)
 

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/containerd/log"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/hypernetes/hypernetes/cluster/apiclient"
 	"github.com/hypernetes/hypernetes/cluster/component"
@@ -24,7 +25,8 @@ import (
 // image import once containerd serves, bootstrap objects once the API server does.
 func (d *Daemon) startComponents(ctx context.Context, components []component.Component, report func(status.Event)) error {
 	in := d.input
-	sup, err := newSupervisor(d.node, in, components)
+	objects := make(chan struct{})
+	sup, err := newSupervisor(d.node, in, components, objects)
 	if err != nil {
 		return err
 	}
@@ -47,19 +49,11 @@ func (d *Daemon) startComponents(ctx context.Context, components []component.Com
 		report(status.Event{Kind: status.Warn, Name: "images", Message: err.Error()})
 	}
 	go func() { imported <- d.importImages(ctx, archives, report) }()
-	boot := make(chan error, 1)
-	bootCtx, endBoot := context.WithCancel(ctx)
-	defer endBoot()
-	go func() { boot <- d.bootstrap(bootCtx, archives, report) }()
-
-	err = sup.Start(ctx)
-	if err != nil {
-		endBoot()
-	}
-	bootErr := <-boot
-	if err == nil {
-		err = bootErr
-	}
+	// Whichever of the two fails first ends the other's waiting, and is what is told.
+	both, bothCtx := errgroup.WithContext(ctx)
+	both.Go(func() error { return sup.Start(bothCtx) })
+	both.Go(func() error { return d.bootstrap(bothCtx, archives, objects, report) })
+	err = both.Wait()
 	// Images are not waited for: they come in while the first Pods are scheduled.
 	go func() {
 		if err := <-imported; err != nil {
@@ -69,8 +63,9 @@ func (d *Daemon) startComponents(ctx context.Context, components []component.Com
 	return err
 }
 
-// newSupervisor prepares a supervisor of components inside the node n.
-func newSupervisor(n *node.Node, in component.Input, components []component.Component) (*supervisor.Supervisor, error) {
+// newSupervisor prepares a supervisor of components inside the node n; objects is closed
+// when the bootstrap objects are there.
+func newSupervisor(n *node.Node, in component.Input, components []component.Component, objects <-chan struct{}) (*supervisor.Supervisor, error) {
 	check := probes(in, n.Dial)
 	check["slirp4netns"] = func(context.Context) error {
 		if !n.HasLink(settings.EgressLink) {
@@ -84,6 +79,9 @@ func newSupervisor(n *node.Node, in component.Input, components []component.Comp
 			Name: c.Name, Path: c.Path, Args: c.Args, Env: c.Env, After: c.After,
 			Ready: check[c.Name], StopTimeout: time.Duration(c.StopSeconds) * time.Second, Inputs: c.Files,
 		}
+		if c.AfterObjects {
+			spec.Gate = objects
+		}
 		if c.OnHost {
 			spec.Launcher = node.OnHost{Node: n}
 		}
@@ -92,8 +90,9 @@ func newSupervisor(n *node.Node, in component.Input, components []component.Comp
 	return supervisor.New(n, supervisor.Files{Log: in.Node.Log, Record: in.Node.Record}, specs)
 }
 
-// bootstrap applies the cluster's first objects and waits for the node to be Ready.
-func (d *Daemon) bootstrap(ctx context.Context, archives []preload.Archive, report func(status.Event)) error {
+// bootstrap applies the cluster's first objects, closes applied, and waits for the node to
+// be Ready.
+func (d *Daemon) bootstrap(ctx context.Context, archives []preload.Archive, applied chan<- struct{}, report func(status.Event)) error {
 	in := d.input
 	if in.Settings.RuntimeOnly {
 		return nil
@@ -132,6 +131,7 @@ func (d *Daemon) bootstrap(ctx context.Context, archives []preload.Archive, repo
 	if err := manifest.Apply(ctx, api, objects); err != nil {
 		return fmt.Errorf("bootstrap objects: %w", err)
 	}
+	close(applied)
 	report(status.Event{Kind: status.Step, Name: "objects", Seconds: time.Since(began).Seconds()})
 	if err := d.sup.WaitReady(ctx, "kubelet"); err != nil {
 		return err

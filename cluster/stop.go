@@ -165,7 +165,7 @@ func drainHeadless(ctx context.Context, a layout.Artifacts, l layout.Node, cg *c
 	}
 	in := newInput(a, l, s, cg)
 	in.Settings.RuntimeOnly, in.Settings.Egress = true, false
-	sup, err := newSupervisor(n, in, component.All(in))
+	sup, err := newSupervisor(n, in, component.All(in), nil)
 	if err != nil {
 		return "", err
 	}

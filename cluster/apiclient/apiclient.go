@@ -1,5 +1,5 @@
 // Package apiclient owns the little h8s itself says to the API server: get, list,
-// server-side apply and delete. It speaks JSON over HTTP instead of importing
+// create, server-side apply, merge and delete. It speaks JSON over HTTP instead of importing
 // client-go, which would cost every `h8s` command some 50 ms before its first line.
 package apiclient
 
@@ -26,6 +26,8 @@ const maxBody = 64 << 20
 type Config struct {
 	Server        string // https://host:port
 	CA, Cert, Key []byte // PEM
+	// Token is sent instead of a client certificate if there is none.
+	Token string
 	// Dial reaches the server; net.Dialer's if nil.
 	Dial func(ctx context.Context, network, address string) (net.Conn, error)
 }
@@ -33,22 +35,27 @@ type Config struct {
 // Client is safe for concurrent use.
 type Client struct {
 	server string
+	token  string
 	http   http.Client
 }
 
 // New checks the credentials and returns a client. It does not connect.
 func New(c Config) (*Client, error) {
-	pair, err := tls.X509KeyPair(c.Cert, c.Key)
-	if err != nil {
-		return nil, fmt.Errorf("client certificate: %w", err)
+	var pairs []tls.Certificate
+	if len(c.Cert) > 0 || c.Token == "" {
+		pair, err := tls.X509KeyPair(c.Cert, c.Key)
+		if err != nil {
+			return nil, fmt.Errorf("client certificate: %w", err)
+		}
+		pairs = append(pairs, pair)
 	}
 	roots := x509.NewCertPool()
 	if !roots.AppendCertsFromPEM(c.CA) {
 		return nil, fmt.Errorf("certificate authority: no PEM certificate: %w", errdefs.ErrInvalidArgument)
 	}
-	return &Client{server: c.Server, http: http.Client{Transport: &http.Transport{
+	return &Client{server: c.Server, token: c.Token, http: http.Client{Transport: &http.Transport{
 		DialContext:         c.Dial,
-		TLSClientConfig:     &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: roots, Certificates: []tls.Certificate{pair}},
+		TLSClientConfig:     &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: roots, Certificates: pairs},
 		ForceAttemptHTTP2:   true,
 		IdleConnTimeout:     30 * time.Second,
 		TLSHandshakeTimeout: 5 * time.Second,
@@ -86,6 +93,30 @@ func (c *Client) Get(ctx context.Context, path string, out any) error {
 	return c.do(ctx, http.MethodGet, path, "", nil, out)
 }
 
+// Create posts object to the collection at path and reads the answer into out, which may
+// be nil.
+func (c *Client) Create(ctx context.Context, path string, object, out any) error {
+	return c.send(ctx, http.MethodPost, path, "application/json", object, out)
+}
+
+// Put replaces what is at path.
+func (c *Client) Put(ctx context.Context, path string, object any) error {
+	return c.send(ctx, http.MethodPut, path, "application/json", object, nil)
+}
+
+// Merge applies a JSON merge patch at path.
+func (c *Client) Merge(ctx context.Context, path string, patch any) error {
+	return c.send(ctx, http.MethodPatch, path, "application/merge-patch+json", patch, nil)
+}
+
+func (c *Client) send(ctx context.Context, method, path, contentType string, object, out any) error {
+	b, err := json.Marshal(object)
+	if err != nil {
+		return err
+	}
+	return c.do(ctx, method, path, contentType, b, out)
+}
+
 // Delete deletes the object at path; one that is not there is no error.
 func (c *Client) Delete(ctx context.Context, path string) error {
 	err := c.do(ctx, http.MethodDelete, path, "", nil, nil)
@@ -110,6 +141,9 @@ func (c *Client) do(ctx context.Context, method, path, contentType string, body 
 		return err
 	}
 	req.Header.Set("Accept", "application/json")
+	if c.token != "" {
+		req.Header.Set("Authorization", "Bearer "+c.token)
+	}
 	if contentType != "" {
 		req.Header.Set("Content-Type", contentType)
 	}

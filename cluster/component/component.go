@@ -36,6 +36,9 @@ type Component struct {
 	Args  []string
 	Env   []string
 	After []string
+	// AfterObjects says that it needs the bootstrap objects too: its resources' definitions
+	// and its rights.
+	AfterObjects bool
 	// Files maps absolute paths to contents, all mode 0600.
 	Files map[string]string
 	// OnHost says that it runs in the machine's namespaces, not in the node's.
@@ -50,7 +53,7 @@ func All(in Input) []Component {
 	if !in.Settings.RuntimeOnly {
 		all = []Component{
 			etcd(in), registry(in), containerd(in), apiserver(in), controllerManager(in), scheduler(in),
-			kubeProxy(in), kubelet(in), metricsServer(in),
+			controller(in), kubestack(in), kubeProxy(in), kubelet(in), metricsServer(in),
 		}
 	}
 	if in.Settings.Egress {
@@ -143,7 +146,7 @@ func apiserver(in Input) Component {
 		"--authorization-mode=Node,RBAC",
 		"--enable-admission-plugins=NodeRestriction",
 		"--anonymous-auth=true",
-		"--service-cluster-ip-range="+settings.ServiceCIDR,
+		"--service-cluster-ip-range="+settings.ServiceCIDRs,
 		"--service-account-issuer=https://kubernetes.default.svc."+settings.ClusterDomain,
 		"--service-account-key-file="+in.pki("service-account.pub"),
 		"--service-account-signing-key-file="+in.pki("service-account.key"),
@@ -191,7 +194,7 @@ func controllerManager(in Input) Component {
 		"--allocate-node-cidrs=true",
 		"--cluster-cidr="+settings.PodCIDR,
 		"--node-cidr-mask-size=24",
-		"--service-cluster-ip-range="+settings.ServiceCIDR,
+		"--service-cluster-ip-range="+settings.ServiceCIDRs,
 		"--cluster-signing-cert-file="+in.pki("ca.crt"),
 		"--cluster-signing-key-file="+in.pki("ca.key"),
 		"--root-ca-file="+in.pki("ca.crt"),
@@ -237,6 +240,7 @@ func metricsServer(in Input) Component {
 		"--metric-resolution=15s",
 	)
 	c.After = []string{"kube-apiserver"}
+	c.AfterObjects = true // it ends where it may not read what it asks for
 	return c
 }
 
@@ -245,7 +249,7 @@ const MetricsPort = 4443
 
 // noProxy lists what containerd must reach without the gateway's proxy.
 func noProxy(in Input) string {
-	return strings.Join([]string{"127.0.0.0/8", "localhost", in.Settings.NodeIP, settings.PodCIDR, settings.ServiceCIDR, ".svc", "." + settings.ClusterDomain}, ",")
+	return strings.Join([]string{"127.0.0.0/8", "localhost", in.Settings.NodeIP, settings.PodCIDR, settings.ServiceCIDR, settings.ServiceCIDR6, ".svc", "." + settings.ClusterDomain}, ",")
 }
 
 // SearchPath is the PATH of components: our own programs before the host's, and

@@ -47,6 +47,7 @@ func TestGolden(t *testing.T) {
 		})
 	}
 	golden(t, "cni", CNIConfig(input(t).Settings))
+	golden(t, "cni-runtime-only", CNIConfig(settings.Node{RuntimeOnly: true}))
 	golden(t, "hyper", HyperConfig(input(t)))
 }
 

@@ -26,6 +26,8 @@ func Users(in Input) []User {
 		{"proxy", "system:kube-proxy", ""},
 		{"kubelet", "system:node:" + in.Node.Name, "system:nodes"},
 		{"metrics-server", "system:h8s:metrics-server", ""},
+		{Controller, "h8s:controller", "h8s:controllers"},
+		{Kubestack, "h8s:kubestack:" + in.Node.Name, "h8s:kubestacks"},
 		{"admin", "h8s:admin", "system:masters"},
 	}
 }
@@ -44,6 +46,7 @@ func Leaves(in Input) []pki.Leaf {
 		{File: "etcd-server", CA: "etcd-ca", CN: "etcd", Use: pki.Client | pki.Server, Hosts: []string{"localhost", "127.0.0.1"}},
 		{File: "etcd-client", CA: "etcd-ca", CN: "kube-apiserver-etcd-client", Use: pki.Client},
 		{File: "kubelet-server", CA: "ca", CN: "system:node:" + name, Groups: []string{"system:nodes"}, Use: pki.Server, Hosts: []string{name, ip, "127.0.0.1"}},
+		{File: "webhook", CA: "ca", CN: "h8s-webhook", Use: pki.Server, Hosts: []string{"127.0.0.1", "localhost"}},
 		{File: "metrics-server-tls", CA: "ca", CN: "metrics-server", Use: pki.Server, Hosts: []string{MetricsHost, ip}},
 	}
 	for _, u := range Users(in) {

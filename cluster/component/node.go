@@ -110,29 +110,39 @@ func kubeProxy(in Input) Component {
 	return c
 }
 
-// CNIConfig is the default network: routed, without a bridge. Each Pod gets a veth
-// whose host end the node routes its address to. A node on the machine's own network
-// lets Pods out under its address; an isolated one has its own rule for its egress.
+// CNIConfig is the network of Pods. The node's own plugin asks kubestack where a Pod
+// belongs and leaves those of no tenant's Network to its delegates. A node without
+// Kubernetes has only these.
 func CNIConfig(s settings.Node) string {
-	b, err := json.MarshalIndent(doc{
-		"cniVersion": "1.0.0",
-		"name":       "h8s",
-		"plugins": []doc{
-			{
-				"type": "ptp", "ipMasq": s.HostNetwork, "ipMasqBackend": "nftables", "mtu": 1500,
-				"ipam": doc{
-					"type":   "host-local",
-					"ranges": [][]doc{{{"subnet": settings.NodePodCIDR}}},
-					"routes": []doc{{"dst": "0.0.0.0/0"}},
-				},
-			},
-			{"type": "portmap", "capabilities": doc{"portMappings": true}, "snat": true, "backend": "nftables"},
-		},
-	}, "", "  ")
+	plugins := delegates(s)
+	version := "1.0.0"
+	if !s.RuntimeOnly {
+		version = "1.1.0" // STATUS and GC
+		plugins = []doc{{
+			"type": "hypernetes", "capabilities": doc{"portMappings": true}, "delegates": plugins,
+		}}
+	}
+	b, err := json.MarshalIndent(doc{"cniVersion": version, "name": "h8s", "plugins": plugins}, "", "  ")
 	if err != nil {
 		panic(err) // a literal of plain types
 	}
 	return string(b) + "\n"
+}
+
+// delegates are the plugins of the default network: routed, without a bridge. Each Pod
+// gets a veth whose host end the node routes its address to. A node on the machine's own
+// network lets Pods out under its address; an isolated one has its own rule for its
+// egress. Where there is Kubernetes, the node's range of addresses is not known before
+// it has joined, and kubestack tells it.
+func delegates(s settings.Node) []doc {
+	ipam := doc{"type": "host-local", "routes": []doc{{"dst": "0.0.0.0/0"}}}
+	if s.RuntimeOnly {
+		ipam["ranges"] = [][]doc{{{"subnet": settings.NodePodCIDR}}}
+	}
+	return []doc{
+		{"type": "ptp", "ipMasq": s.HostNetwork, "ipMasqBackend": "nftables", "mtu": 1500, "ipam": ipam},
+		{"type": "portmap", "capabilities": doc{"portMappings": true}, "snat": true, "backend": "nftables"},
+	}
 }
 
 func containerd(in Input) Component {

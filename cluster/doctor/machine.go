@@ -53,7 +53,7 @@ func Machine(in Input) []Check {
 		{"overlay", fileSystem("overlay")},
 		{"erofs", optionalFileSystem("erofs", "only Pods of RuntimeClass runc need the machine to mount EROFS")},
 		{"tun", device("/dev/net/tun", "H8S_TUN", "virtual machines reach the network through a tap device", "modprobe tun")},
-		{"components", components(in.Artifacts)},
+		{"components", components(in)},
 		{"guest", guest(in.Artifacts)},
 		{"ports", ports(in)},
 	}
@@ -256,10 +256,15 @@ func device(path, code, why, remedy string) func(context.Context) Result {
 	}
 }
 
-func components(a layout.Artifacts) func(context.Context) Result {
+func components(in Input) func(context.Context) Result {
 	return func(context.Context) Result {
+		a := in.Artifacts
+		need := []string{a.Bin("kubernetes"), a.Bin("containerd"), a.Bin("containerd-shim-hyper-v2"), a.CNIDir() + "/ptp", a.CNIDir() + "/host-local", a.CNIDir() + "/portmap"}
+		if !in.Settings.RuntimeOnly {
+			need = append(need, a.Bin(component.Controller), a.Bin(component.Kubestack), a.CNIDir()+"/hypernetes")
+		}
 		var missing []string
-		for _, path := range []string{a.Bin("kubernetes"), a.Bin("containerd"), a.Bin("containerd-shim-hyper-v2"), a.CNIDir() + "/ptp", a.CNIDir() + "/host-local", a.CNIDir() + "/portmap"} {
+		for _, path := range need {
 			if st, err := os.Stat(path); err != nil || st.Mode()&0o111 == 0 {
 				missing = append(missing, path)
 			}

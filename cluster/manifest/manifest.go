@@ -20,6 +20,8 @@ import (
 
 	"github.com/containerd/errdefs"
 	"sigs.k8s.io/yaml"
+
+	"github.com/hypernetes/hypernetes/api/hypernetes/v1alpha1/crds"
 )
 
 //go:embed objects/*.yaml
@@ -115,11 +117,14 @@ func (o Object) Path() (string, error) {
 
 // Render returns the objects in the order they are to be applied.
 func Render(v Values) ([]Object, error) {
-	names := []string{"rbac", "runtimeclasses", "metrics"}
+	out, err := definitions()
+	if err != nil {
+		return nil, err
+	}
+	names := []string{"rbac", "tenancy", "runtimeclasses", "metrics"}
 	if v.CoreDNSImage != "" {
 		names = append(names, "coredns")
 	}
-	var out []Object
 	for _, name := range names {
 		t, err := template.ParseFS(objects, "objects/"+name+".yaml")
 		if err != nil {
@@ -129,13 +134,44 @@ func Render(v Values) ([]Object, error) {
 		if err := t.Execute(&buf, v); err != nil {
 			return nil, err
 		}
-		for part := range strings.SplitSeq(buf.String(), "\n---\n") {
-			o := Object{}
-			if err := yaml.Unmarshal([]byte(part), &o); err != nil {
-				return nil, fmt.Errorf("objects/%s.yaml: %w", name, err)
-			}
-			out = append(out, o)
+		parts, err := parse(buf.String())
+		if err != nil {
+			return nil, fmt.Errorf("objects/%s.yaml: %w", name, err)
 		}
+		out = append(out, parts...)
+	}
+	return out, nil
+}
+
+// definitions are those of the tenancy objects.
+func definitions() ([]Object, error) {
+	files, err := fs.ReadDir(crds.FS, ".")
+	if err != nil {
+		return nil, err
+	}
+	var out []Object
+	for _, f := range files {
+		b, err := fs.ReadFile(crds.FS, f.Name())
+		if err != nil {
+			return nil, err
+		}
+		parts, err := parse(string(b))
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", f.Name(), err)
+		}
+		out = append(out, parts...)
+	}
+	return out, nil
+}
+
+func parse(text string) ([]Object, error) {
+	var out []Object
+	for part := range strings.SplitSeq(strings.TrimPrefix(text, "---\n"), "\n---\n") {
+		o := Object{}
+		if err := yaml.Unmarshal([]byte(part), &o); err != nil {
+			return nil, err
+		}
+		out = append(out, o)
 	}
 	return out, nil
 }
@@ -146,6 +182,10 @@ var resources = map[string]struct {
 	resource   string
 	namespaced bool
 }{
+	"CustomResourceDefinition":       {"customresourcedefinitions", false},
+	"Namespace":                      {"namespaces", false},
+	"Node":                           {"nodes", false},
+	"Role":                           {"roles", true},
 	"RuntimeClass":                   {"runtimeclasses", false},
 	"MutatingAdmissionPolicy":        {"mutatingadmissionpolicies", false},
 	"MutatingAdmissionPolicyBinding": {"mutatingadmissionpolicybindings", false},

@@ -70,6 +70,7 @@ func Binds(n layout.Node) []Bind {
 		{n.StatePath("log", "containers"), "/var/log/containers"},
 		{n.RunPath("containerd"), "/run/containerd"},
 		{n.RunPath("shim"), "/run/h8s-shim"},
+		{n.RunPath("kubestack"), "/run/kubestack"},
 		{n.StatePath("scratch"), "/var/lib/h8s-shim"},
 	}
 }

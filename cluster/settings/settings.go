@@ -20,18 +20,31 @@ import (
 
 // The node's own network. It exists only inside the node's network namespace.
 const (
-	PodCIDR       = "10.244.0.0/16"
-	NodePodCIDR   = "10.244.0.0/24"
+	PodCIDR     = "10.244.0.0/16"
+	NodePodCIDR = "10.244.0.0/24"
+	// NodeCIDR is the network of the nodes in namespaces of their own.
+	NodeCIDR      = "100.64.0.0/24"
 	ServiceCIDR   = "10.96.0.0/12"
+	ServiceCIDR6  = "fd00:10:96::/108"
+	ServiceCIDRs  = ServiceCIDR + "," + ServiceCIDR6
 	ServiceIP     = "10.96.0.1"
 	DNSServiceIP  = "10.96.0.10"
 	ClusterDomain = "cluster.local"
 	IsolatedIP    = "100.64.0.1"
 	APIPort       = 6443
+	// VXLANPort carries the tenants' Networks between nodes.
+	VXLANPort = 8473
 	// RegistryPort is where the images that came along are served on the node's loopback,
 	// and HostRegistryPort the same on a machine's own, where 5000 is often taken.
 	RegistryPort     = 5000
 	HostRegistryPort = 15000
+)
+
+// Ports of our own components on the node's loopback.
+const (
+	WebhookPort          = 9643
+	ControllerHealthPort = 9644
+	KubestackHealthPort  = 9645
 )
 
 // The link and the resolver slirp4netns gives a node with egress; their network is

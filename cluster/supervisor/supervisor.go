@@ -59,6 +59,8 @@ type Spec struct {
 	Env  []string
 	// After names the components that must be ready before this one starts.
 	After []string
+	// Gate, if set, is closed when what else it needs is there; it starts no sooner.
+	Gate <-chan struct{}
 	// Ready returns nil once the component serves; it is polled and must not block
 	// longer than a second.
 	Ready func(ctx context.Context) error
@@ -284,6 +286,13 @@ func (c *component) loop(ctx context.Context) {
 	for _, d := range c.deps {
 		select {
 		case <-d.firstReady:
+		case <-ctx.Done():
+			return
+		}
+	}
+	if c.spec.Gate != nil {
+		select {
+		case <-c.spec.Gate:
 		case <-ctx.Done():
 			return
 		}

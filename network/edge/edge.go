@@ -5,10 +5,19 @@ package edge
 
 import (
 	"context"
+	"errors"
+	"fmt"
+	"io/fs"
 	"net"
 	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
 
 	"github.com/containerd/errdefs"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"github.com/hypernetes/hypernetes/network/netns"
 )
@@ -57,6 +66,8 @@ type Spec struct {
 	External []External
 	// Exported are ClusterIPs the node itself may dial through this edge.
 	Exported []netip.Addr
+	// Flows is how many connections one Pod's link may have at once; 0 is 16384.
+	Flows int
 }
 
 // Port is a NIC of the Network.
@@ -96,59 +107,263 @@ type Attachment struct {
 
 // Manager makes and keeps the edges of a node. Its methods may be called concurrently;
 // calls for one edge are serialised.
-type Manager struct{ cfg Config }
+type Manager struct {
+	cfg  Config
+	ns   *netns.NS
+	ipv6 bool
+
+	mu    sync.Mutex // guards edges
+	edges map[string]*Edge
+
+	// node guards everything in the node's namespace, which all edges share.
+	node  sync.Mutex
+	nl    *netlink.Handle
+	host  Host
+	known bool // SetHost was called
+}
 
 // Edge is one edge that exists.
-type Edge struct{}
+type Edge struct {
+	m  *Manager
+	id string
+
+	mu      sync.Mutex // serialises what is done to it
+	ns      *netns.NS
+	nl      *netlink.Handle
+	transit transit
+	spec    *Spec // what Ensure last got
+	gone    bool
+}
 
 // New finds the edges there are.
-func New(cfg Config) (*Manager, error) { return nil, errdefs.ErrNotImplemented }
+func New(cfg Config) (*Manager, error) {
+	if !filepath.IsAbs(cfg.Dir) {
+		return nil, invalid("directory of edges %q is not an absolute path", cfg.Dir)
+	}
+	if !cfg.Node.IsValid() || cfg.Node.IsUnspecified() || cfg.Node.Is4In6() {
+		return nil, invalid("node address %q is no address", cfg.Node)
+	}
+	if cfg.VXLANPort == 0 {
+		return nil, invalid("VXLAN port 0")
+	}
+	if err := os.MkdirAll(cfg.Dir, 0o755); err != nil {
+		return nil, err
+	}
+	m := &Manager{cfg: cfg, ns: cfg.NS, edges: map[string]*Edge{}}
+	if m.ns == nil {
+		ns, err := netns.Current()
+		if err != nil {
+			return nil, err
+		}
+		m.ns = ns
+	}
+	if _, err := os.Stat("/proc/sys/net/ipv6"); err == nil {
+		m.ipv6 = true
+	}
+	nl, err := m.ns.Netlink()
+	if err != nil {
+		return nil, fmt.Errorf("node's namespace: %w", err)
+	}
+	m.nl = nl
+	ids, err := m.List()
+	if err != nil {
+		nl.Close()
+		return nil, err
+	}
+	for _, id := range ids {
+		if _, err := m.Get(id); err != nil {
+			nl.Close()
+			return nil, err
+		}
+	}
+	return m, nil
+}
 
-// SetHost applies what the node's own namespace needs; level-triggered.
-func (m *Manager) SetHost(ctx context.Context, h Host) error { return errdefs.ErrNotImplemented }
+// Get returns an edge; errdefs.ErrNotFound if there is none.
+func (m *Manager) Get(id string) (*Edge, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if e, ok := m.edges[id]; ok {
+		return e, nil
+	}
+	if err := validID(id); err != nil {
+		return nil, err
+	}
+	ns, err := netns.Open(m.path(id))
+	if err != nil {
+		return nil, fmt.Errorf("edge %s: %w", id, err)
+	}
+	return m.adopt(id, ns)
+}
+
+// adopt takes an existing namespace over. m.mu is held.
+func (m *Manager) adopt(id string, ns *netns.NS) (*Edge, error) {
+	nl, err := ns.Netlink()
+	if err != nil {
+		_ = ns.Close()
+		return nil, fmt.Errorf("edge %s: %w", id, err)
+	}
+	e := &Edge{m: m, id: id, ns: ns, nl: nl}
+	if i, ok := m.transitOf(id); ok {
+		e.transit = transitAt(i)
+	}
+	m.edges[id] = e
+	return e, nil
+}
+
+func (m *Manager) path(id string) string { return filepath.Join(m.cfg.Dir, id) }
+
+// List returns the IDs of the edges there are, also of those a former process made.
+func (m *Manager) List() ([]string, error) {
+	entries, err := os.ReadDir(m.cfg.Dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	var ids []string
+	for _, e := range entries {
+		if validID(e.Name()) != nil {
+			continue
+		}
+		var st unix.Statfs_t
+		if unix.Statfs(m.path(e.Name()), &st) == nil && st.Type == unix.NSFS_MAGIC {
+			ids = append(ids, e.Name())
+		}
+	}
+	return ids, nil
+}
+
+// create returns the edge, made if need be, without anything in it.
+func (m *Manager) create(id string) (*Edge, error) {
+	if e, err := m.Get(id); err == nil || !errdefs.IsNotFound(err) {
+		return e, err
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if e, ok := m.edges[id]; ok {
+		return e, nil
+	}
+	ns, err := netns.Create(m.path(id))
+	if errdefs.IsAlreadyExists(err) {
+		ns, err = netns.Open(m.path(id))
+	}
+	if err != nil {
+		return nil, err
+	}
+	return m.adopt(id, ns)
+}
 
 // Ensure makes the edge or changes what differs, drift by others included, and leaves
 // the rest alone: established connections live on.
 func (m *Manager) Ensure(ctx context.Context, s Spec) (*Edge, error) {
-	return nil, errdefs.ErrNotImplemented
+	if err := s.validate(); err != nil {
+		return nil, err
+	}
+	for {
+		e, err := m.create(s.ID)
+		if err != nil {
+			return nil, fmt.Errorf("edge %s: %w", s.Name, err)
+		}
+		e.mu.Lock()
+		if e.gone { // removed since
+			e.mu.Unlock()
+			continue
+		}
+		err = e.ensure(ctx, s)
+		e.mu.Unlock()
+		if err != nil {
+			return nil, fmt.Errorf("edge %s: %w", s.Name, err)
+		}
+		return e, nil
+	}
 }
-
-// Get returns an edge; errdefs.ErrNotFound if there is none.
-func (m *Manager) Get(id string) (*Edge, error) { return nil, errdefs.ErrNotImplemented }
-
-// List returns the IDs of the edges there are, also of those a former process made.
-func (m *Manager) List() ([]string, error) { return nil, errdefs.ErrNotImplemented }
 
 // Remove removes an edge and everything of it in the node's namespace. It succeeds if
 // there is none.
-func (m *Manager) Remove(ctx context.Context, id string) error { return errdefs.ErrNotImplemented }
+func (m *Manager) Remove(ctx context.Context, id string) error {
+	if err := validID(id); err != nil {
+		return err
+	}
+	e, err := m.Get(id)
+	switch {
+	case errdefs.IsNotFound(err):
+	case err != nil:
+		return err
+	default:
+		e.mu.Lock()
+		defer e.mu.Unlock()
+	}
+	if err := m.forget(id); err != nil {
+		return fmt.Errorf("edge %s: %w", id, err)
+	}
+	// A namespace that something still holds would keep its links.
+	if e != nil && !e.gone {
+		if err := e.clear(); err != nil {
+			return fmt.Errorf("edge %s: %w", id, err)
+		}
+	}
+	if err := netns.Remove(m.path(id)); err != nil {
+		return fmt.Errorf("edge %s: %w", id, err)
+	}
+	if e != nil && !e.gone {
+		e.gone = true
+		e.nl.Close()
+		_ = e.ns.Close()
+		m.mu.Lock()
+		delete(m.edges, id)
+		m.mu.Unlock()
+	}
+	return nil
+}
 
-// LinkName is the host end's name for a CNI attachment: stable, at most 15 characters.
-func LinkName(containerID, iface string) string { return "" }
+// clear removes the links.
+func (e *Edge) clear() error {
+	links, err := e.nl.LinkList()
+	if err != nil {
+		return err
+	}
+	for _, l := range links {
+		if l.Attrs().Name == "lo" {
+			continue
+		}
+		if err := e.nl.LinkDel(l); err != nil && !missing(err) && !errors.Is(err, unix.EOPNOTSUPP) {
+			return fmt.Errorf("remove link %s: %w", l.Attrs().Name, err)
+		}
+	}
+	return nil
+}
 
-// Overlay are a node's addresses inside every overlay: sources of what the edges send
-// on behalf of others. v4 is the node's own.
-func Overlay(node netip.Addr) (v4, v6 netip.Addr) { return }
+// missing tells that what was to be removed is not there.
+func missing(err error) bool {
+	var none netlink.LinkNotFoundError
+	return errors.As(err, &none) || errors.Is(err, unix.ENODEV) || errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ESRCH) ||
+		errors.Is(err, unix.EADDRNOTAVAIL)
+}
 
 // NS is the edge's namespace.
-func (e *Edge) NS() *netns.NS { return nil }
+func (e *Edge) NS() *netns.NS { return e.ns }
 
 // Transit are the two ends of the link to the node: the edge's and the node's address.
 // The API server is reached at the node's, port 6443.
-func (e *Edge) Transit() (here, node netip.Addr) { return }
-
-// Attach makes the Pod's link, addresses and routes, and the edge's side with its
-// anti-spoofing, but leaves the link down in the edge until Up. Idempotent.
-func (e *Edge) Attach(ctx context.Context, a Attachment) error { return errdefs.ErrNotImplemented }
-
-// Up lets traffic through.
-func (e *Edge) Up(ctx context.Context, link string) error { return errdefs.ErrNotImplemented }
-
-// Check tells what of an attachment is not as it should be (CNI CHECK).
-func (e *Edge) Check(ctx context.Context, a Attachment) error { return errdefs.ErrNotImplemented }
-
-// Detach removes a link and what belongs to it. It succeeds if there is none.
-func (e *Edge) Detach(ctx context.Context, link string) error { return errdefs.ErrNotImplemented }
+func (e *Edge) Transit() (here, node netip.Addr) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.transit.here4, e.transit.node4
+}
 
 // Links are the host ends there are.
-func (e *Edge) Links() ([]string, error) { return nil, errdefs.ErrNotImplemented }
+func (e *Edge) Links() ([]string, error) {
+	links, err := e.nl.LinkList()
+	if err != nil {
+		return nil, fmt.Errorf("edge %s: %w", e.id, err)
+	}
+	var out []string
+	for _, l := range links {
+		if strings.HasPrefix(l.Attrs().Name, podLinks) {
+			out = append(out, l.Attrs().Name)
+		}
+	}
+	return out, nil
+}

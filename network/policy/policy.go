@@ -1,15 +1,22 @@
 // Package policy enforces NetworkPolicy in an edge namespace and answers whether two
 // Pods may talk.
+//
+// It owns the nftables table h8s_policy of that namespace: two chains on the forward
+// path, one for each side of a connection, and one on the input path for what Pods send
+// to the edge itself, its resolver above all. Policies are compiled into rules that both
+// Sync (for the kernel) and Evaluate (for people) use. It must not know how addresses
+// are given, how Services are translated (packets come here with real endpoints) or
+// where State comes from.
+//
+// A connection that is established goes on when a policy begins to deny it; the first
+// packet of the next one is dropped. Upstream leaves this to implementations, and the
+// alternative would cut what a policy that is edited in two steps still means to allow.
 package policy
 
 import (
-	"context"
 	"net/netip"
 
-	"github.com/containerd/errdefs"
 	networkingv1 "k8s.io/api/networking/v1"
-
-	"github.com/hypernetes/hypernetes/network/netns"
 )
 
 // Pod is a Pod of the Network, on any node, as policies see it.
@@ -32,7 +39,8 @@ type NamedPort struct {
 	Port     uint16
 }
 
-// State is everything policies depend on.
+// State is everything policies depend on. It is not changed by this package, and parts of
+// it may be shared with the caller's caches.
 type State struct {
 	// Namespaces bound to the Network, with their labels. The caller adds kube-system with
 	// a Pod that stands for the edge's resolver (labels k8s-app: kube-dns, the DNS
@@ -40,27 +48,17 @@ type State struct {
 	Namespaces map[string]map[string]string
 	Pods       []Pod
 	Policies   []*networkingv1.NetworkPolicy
+	// Hosts are addresses from which the node itself reaches Pods (webhooks behind an
+	// exported Service, say). Ingress policies do not apply to them: upstream, too, lets a
+	// Pod's own node reach it always. Only addresses nobody else can send from belong here.
+	Hosts []netip.Addr
 }
 
-// Table is the table of one edge. Sync calls must not overlap.
-type Table struct{}
-
-// Open prepares a table, adopting what a former process left.
-func Open(ns *netns.NS) (*Table, error) { return nil, errdefs.ErrNotImplemented }
-
-// Sync enforces the state, in one transaction. After it returns, a Pod in it may be let up.
-func (t *Table) Sync(ctx context.Context, s State) error { return errdefs.ErrNotImplemented }
-
-// Verdict is an answer to Evaluate.
-type Verdict struct {
-	Allowed bool
-	// Egress and Ingress name the deciding rule of each side, in words: "no policy selects
-	// it", "policy ns/name, ingress rule 2", "isolated by ns/name, ns/other: no rule allows it".
-	Egress, Ingress string
-}
-
-// Evaluate tells whether from may open a connection to a port of to. It shares its
-// compiler with Sync.
-func Evaluate(s State, from, to Pod, protocol uint8, port uint16) (Verdict, error) {
-	return Verdict{}, errdefs.ErrNotImplemented
+// Problem is something in a policy that cannot mean anything. The API server refuses
+// most of it; what comes through is left out of the policy, which then allows less, never more.
+type Problem struct {
+	// Policy is namespace/name.
+	Policy string
+	// Field within the object, value and why.
+	Message string
 }

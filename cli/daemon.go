@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/netip"
 	"os"
 	"os/signal"
 	"syscall"
@@ -15,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/hypernetes/hypernetes/cluster"
+	"github.com/hypernetes/hypernetes/cluster/layout"
 	"github.com/hypernetes/hypernetes/cluster/node"
 	"github.com/hypernetes/hypernetes/cluster/settings"
 	"github.com/hypernetes/hypernetes/cluster/status"
@@ -22,6 +24,13 @@ import (
 
 // eventsFD is where `h8s up` reads the daemon's progress.
 const eventsFD = 3
+
+// superviseInput is what the daemon is told.
+type superviseInput struct {
+	settings.Node
+	// Token is what an agent joins with, once.
+	Token string `json:"token,omitempty"`
+}
 
 // newSuperviseCommand is the daemon behind `h8s up`: settings on standard input,
 // progress on descriptor 3.
@@ -33,7 +42,7 @@ func newSuperviseCommand() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		var s settings.Node
+		var s superviseInput
 		if err := json.NewDecoder(io.LimitReader(os.Stdin, 1<<20)).Decode(&s); err != nil {
 			return fmt.Errorf("settings: %w", err)
 		}
@@ -46,7 +55,7 @@ func newSuperviseCommand() *cobra.Command {
 				_ = events.Close()
 			}
 		}
-		d, err := cluster.NewDaemon(a, l, s)
+		d, err := cluster.NewDaemon(a, l, s.Node, s.Token)
 		if err != nil {
 			report(status.Event{Kind: status.Fail, Message: err.Error(), Reason: cluster.ReasonOf(err)})
 			return err
@@ -97,18 +106,38 @@ func runServer(cmd *cobra.Command, o *nodeOptions, nodeIP string) error {
 	if _, err := os.Stat(l.StatePath("node.json")); err == nil && !s.HostNetwork {
 		return becausef("H8S_USAGE", "node %s has namespaces of its own: h8s up starts it; h8s server --name OTHER makes one on this machine's network: %w", l.Name, errdefs.ErrInvalidArgument)
 	}
-	s.HostNetwork, s.APIPort = true, settings.APIPort
-	if s.NodeIP = nodeIP; s.NodeIP == "" {
-		if s.NodeIP, err = cluster.HostIP(); err != nil {
-			return err
-		}
+	if s.IsAgent() {
+		return becausef("H8S_USAGE", "node %s is an agent of %s: h8s agent --name %s starts it: %w", l.Name, s.Server, l.Name, errdefs.ErrInvalidArgument)
 	}
-	p := newProgress(cmd.OutOrStdout())
-	defer p.end()
-	if err := preflight(cmd.Context(), a, l, s, o.ignorePreflight, p); err != nil {
+	if s, err = onHost(s, nodeIP); err != nil {
 		return err
 	}
-	d, err := cluster.NewDaemon(a, l, s)
+	return runForeground(cmd, a, l, s, "", o.ignorePreflight)
+}
+
+// onHost puts a node on the machine's own network.
+func onHost(s settings.Node, nodeIP string) (settings.Node, error) {
+	s.HostNetwork, s.APIPort = true, settings.APIPort
+	if nodeIP != "" {
+		if _, err := netip.ParseAddr(nodeIP); err != nil {
+			return s, fmt.Errorf("node-ip %q: want an address of this machine: %w", nodeIP, errdefs.ErrInvalidArgument)
+		}
+		s.NodeIP = nodeIP
+		return s, nil
+	}
+	var err error
+	s.NodeIP, err = cluster.HostIP()
+	return s, err
+}
+
+// runForeground runs a node on the machine's own network until it is interrupted.
+func runForeground(cmd *cobra.Command, a layout.Artifacts, l layout.Node, s settings.Node, token string, ignorePreflight bool) error {
+	p := newProgress(cmd.OutOrStdout())
+	defer p.end()
+	if err := preflight(cmd.Context(), a, l, s, ignorePreflight, p); err != nil {
+		return err
+	}
+	d, err := cluster.NewDaemon(a, l, s, token)
 	if err != nil {
 		return err
 	}
@@ -118,7 +147,11 @@ func runServer(cmd *cobra.Command, o *nodeOptions, nodeIP string) error {
 		p.event(e)
 		switch e.Kind {
 		case status.Done:
-			fmt.Fprintf(cmd.OutOrStdout(), "Ready in %.1fs. KUBECONFIG=%s\n", e.Seconds, l.Kubeconfig())
+			fmt.Fprintf(cmd.OutOrStdout(), "Ready in %.1fs.", e.Seconds)
+			if !s.IsAgent() {
+				fmt.Fprintf(cmd.OutOrStdout(), " KUBECONFIG=%s", l.Kubeconfig())
+			}
+			fmt.Fprintln(cmd.OutOrStdout())
 		case status.Fail:
 			failed = because(e.Reason, errors.New(e.Message))
 			fmt.Fprintf(cmd.OutOrStdout(), "Not ready: %s\n", e.Message)

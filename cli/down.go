@@ -37,6 +37,12 @@ machines go on without a control plane until the next h8s up.`,
 		if err != nil {
 			return err
 		}
+		if err := eachFurther(cmd, l.Name, func(cmd *cobra.Command, l layout.Node) error {
+			_, err := stopNode(cmd, l, keepPods)
+			return err
+		}); err != nil {
+			return err
+		}
 		stopped, err := stopNode(cmd, l, keepPods)
 		if err != nil {
 			return err
@@ -116,6 +122,10 @@ func runReset(cmd *cobra.Command, name string, yes, dryRun bool) error {
 	}
 	out := cmd.OutOrStdout()
 	plan := reset.Plan(l)
+	further := furtherNodes(l.Name)
+	for _, f := range further {
+		plan = append(plan, reset.Plan(f.layout)...)
+	}
 	if dryRun {
 		for _, item := range plan {
 			fmt.Fprintf(out, "%-10s %s\n", item.Kind, item.What)
@@ -130,12 +140,12 @@ func runReset(cmd *cobra.Command, name string, yes, dryRun bool) error {
 	if !yes && !confirm(cmd, fmt.Sprintf("Remove node %s with everything in its cluster? [y/N] ", l.Name)) {
 		return becausef("H8S_USAGE", "not confirmed; --yes does not ask: %w", errdefs.ErrInvalidArgument)
 	}
-	if _, err := stopNode(cmd, l, false); err != nil {
-		// What did not stop in order is swept below.
-		fmt.Fprintf(cmd.ErrOrStderr(), "h8s: %v; removing what is left\n", err)
+	if err := eachFurther(cmd, l.Name, removeNode); err != nil {
+		return err
 	}
-	if err := reset.Remove(cmd.Context(), l); err != nil {
-		return because("H8S_STOP_FAILED", err)
+	forgetNode(cmd.Context(), l)
+	if err := removeNode(cmd, l); err != nil {
+		return err
 	}
 	path, err := kubeconfig.UserPath()
 	if err == nil {
@@ -145,6 +155,18 @@ func runReset(cmd *cobra.Command, name string, yes, dryRun bool) error {
 		return err
 	}
 	fmt.Fprintf(out, "Node %s is gone; nothing of it is left.\n", l.Name)
+	return nil
+}
+
+// removeNode stops a node and removes what there is of it.
+func removeNode(cmd *cobra.Command, l layout.Node) error {
+	if _, err := stopNode(cmd, l, false); err != nil {
+		// What did not stop in order is swept below.
+		fmt.Fprintf(cmd.ErrOrStderr(), "h8s: %v; removing what is left\n", err)
+	}
+	if err := reset.Remove(cmd.Context(), l); err != nil {
+		return because("H8S_STOP_FAILED", err)
+	}
 	return nil
 }
 

@@ -11,6 +11,9 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
+
+	"github.com/hypernetes/hypernetes/cluster/layout"
+	"github.com/hypernetes/hypernetes/cluster/settings"
 )
 
 func newKubectlCommand() *cobra.Command {
@@ -32,6 +35,11 @@ func newKubectlCommand() *cobra.Command {
 			a, l, err := find(name)
 			if err != nil {
 				return err
+			}
+			if s, err := settings.Load(l.StatePath("node.json")); err == nil && s.Of != "" {
+				if l, err = layout.NewNode(s.Of); err != nil { // whose cluster it is
+					return err
+				}
 			}
 			f, err := os.Open(l.Kubeconfig())
 			if errors.Is(err, fs.ErrNotExist) {

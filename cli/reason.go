@@ -38,6 +38,8 @@ var reasons = []Reason{
 	{"H8S_PERMISSION", 18, "Root is needed with the capabilities of a real root: SYS_ADMIN and NET_ADMIN at least."},
 	{"H8S_NOT_FOUND", 19, "Check the spelling; h8s status shows the node, h8s image list its images."},
 	{"H8S_BUSY", 20, "Another h8s command is at work on this node; wait for it or see h8s status."},
+	{"H8S_JOIN", 21, "On the server, h8s token create prints a token with the command line to join with; h8s node list shows the nodes there are."},
+	{"H8S_BLOCKED", 22, "Mend what the Pods named need (a replica more, a looser budget) and repeat it, or use --force or a longer --timeout."},
 	{"H8S_INTERRUPTED", 130, "The node goes on in the background: h8s status shows it, h8s down stops it."},
 }
 

@@ -54,7 +54,8 @@ own network and file systems stay as they are. The API server is published on
 	}
 	root.AddCommand(
 		newUpCommand(), newDownCommand(), newStatusCommand(), newResetCommand(), newDoctorCommand(),
-		newLogsCommand(), newKubectlCommand(), newServerCommand(), newImageCommand(), newVersionCommand(),
+		newLogsCommand(), newKubectlCommand(), newServerCommand(), newAgentCommand(), newTokenCommand(),
+		newNodeCommand(), newDevCommand(), newImageCommand(), newVersionCommand(),
 		newSuperviseCommand(), newAnchorCommand(),
 	)
 	usage.Strict(root)

@@ -39,6 +39,7 @@ func newStatusCommand() *cobra.Command {
 		if err != nil {
 			return err
 		}
+		st.Nodes = furtherStatus(cmd.Context(), l.Name)
 		if *output == "json" {
 			err = printJSON(cmd.OutOrStdout(), st)
 		} else {
@@ -68,6 +69,9 @@ func printStatus(w io.Writer, st status.Node) error {
 	}
 	for _, p := range st.Settings.Publish {
 		fmt.Fprintf(w, "published: %s\n", p)
+	}
+	for _, n := range st.Nodes {
+		fmt.Fprintf(w, "further node: %s %s (%s)\n", n.Name, n.Phase, n.IP)
 	}
 	if len(st.Components) == 0 {
 		return nil

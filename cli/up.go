@@ -113,11 +113,21 @@ func runUp(cmd *cobra.Command, o *nodeOptions, merge bool) error {
 		return err
 	}
 	if want.HostNetwork {
-		return becausef("H8S_USAGE", "node %s is on this machine's own network: h8s server starts it; h8s up --name OTHER makes one in namespaces of its own: %w", l.Name, errdefs.ErrInvalidArgument)
+		starts := "server"
+		if want.IsAgent() {
+			starts = "agent"
+		}
+		return becausef("H8S_USAGE", "node %s is on this machine's own network: h8s %s starts it; h8s up --name OTHER makes one in namespaces of its own: %w", l.Name, starts, errdefs.ErrInvalidArgument)
 	}
 	client := status.NewClient(l.StatusSocket())
 	if st, err := client.Status(ctx); err == nil {
-		return alreadyUp(ctx, cmd, client, st, want, merge)
+		if err := alreadyUp(ctx, cmd, client, st, want, merge); err != nil {
+			return err
+		}
+		return startFurther(cmd, l)
+	}
+	if want.Of != "" {
+		return startOne(cmd, l, want)
 	}
 	began := time.Now()
 	p := newProgress(out)
@@ -125,13 +135,16 @@ func runUp(cmd *cobra.Command, o *nodeOptions, merge bool) error {
 	if err := preflight(ctx, a, l, want, o.ignorePreflight, p); err != nil {
 		return err
 	}
-	last, err := spawn(ctx, l, want, p.event)
+	last, err := spawn(ctx, l, superviseInput{Node: want}, p.event)
 	p.end()
 	if err != nil {
 		return err
 	}
 	if last.Kind == status.Fail {
 		return because(last.Reason, errors.New(last.Message))
+	}
+	if err := startFurther(cmd, l); err != nil {
+		return err
 	}
 	return announce(cmd, l, want, time.Since(began), merge)
 }
@@ -176,7 +189,7 @@ func sameSettings(a, b settings.Node) bool {
 }
 
 // spawn starts the daemon in a session of its own and follows its start.
-func spawn(ctx context.Context, l layout.Node, s settings.Node, report func(status.Event)) (status.Event, error) {
+func spawn(ctx context.Context, l layout.Node, s superviseInput, report func(status.Event)) (status.Event, error) {
 	in, err := json.Marshal(s)
 	if err != nil {
 		return status.Event{}, err

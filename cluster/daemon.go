@@ -19,6 +19,7 @@ import (
 	"github.com/hypernetes/hypernetes/cluster/cgroup"
 	"github.com/hypernetes/hypernetes/cluster/component"
 	"github.com/hypernetes/hypernetes/cluster/gateway"
+	"github.com/hypernetes/hypernetes/cluster/join"
 	"github.com/hypernetes/hypernetes/cluster/layout"
 	"github.com/hypernetes/hypernetes/cluster/node"
 	"github.com/hypernetes/hypernetes/cluster/settings"
@@ -39,6 +40,8 @@ type Daemon struct {
 	cgroups *cgroup.Host
 	gateway *gateway.Gateway
 	lock    *os.File
+	// token is what an agent joins with; it is kept in memory only.
+	token string
 
 	mu      sync.Mutex
 	node    *node.Node
@@ -61,8 +64,8 @@ type Daemon struct {
 var errStopped = errors.New("stopped on request while it was starting")
 
 // NewDaemon locks the node's name and returns its daemon; errdefs.ErrAlreadyExists
-// means that another one runs.
-func NewDaemon(a layout.Artifacts, l layout.Node, s settings.Node) (*Daemon, error) {
+// means that another one runs. An agent that has not joined yet needs a token.
+func NewDaemon(a layout.Artifacts, l layout.Node, s settings.Node, token string) (*Daemon, error) {
 	if err := s.Validate(); err != nil {
 		return nil, err
 	}
@@ -81,6 +84,7 @@ func NewDaemon(a layout.Artifacts, l layout.Node, s settings.Node) (*Daemon, err
 	}
 	in := newInput(a, l, s, cg)
 	d := &Daemon{
+		token: token,
 		input: in, cgroups: cg, lock: lock, phase: status.Starting, began: time.Now(),
 		ended: make(chan struct{}), started: make(chan struct{}),
 	}
@@ -172,6 +176,11 @@ func (d *Daemon) Run(ctx context.Context, report func(status.Event)) error {
 	d.ready = time.Since(d.began)
 	d.mu.Unlock()
 	report(status.Event{Kind: status.Done, Seconds: time.Since(d.began).Seconds()})
+	renewCtx, endRenewal := context.WithCancel(ctx)
+	var renewing sync.WaitGroup
+	renewing.Go(func() { d.renew(renewCtx) })
+	defer renewing.Wait()
+	defer endRenewal()
 	return d.serve(ctx)
 }
 
@@ -214,10 +223,11 @@ func (d *Daemon) set(p status.Phase, err error) {
 // start is the order of things: gateway, certificates, namespaces, components.
 func (d *Daemon) start(ctx context.Context, report func(status.Event)) error {
 	in := d.input
-	step := func(name, message string, f func() error) error {
+	step := func(name string, f func() (string, error)) error {
 		report(status.Event{Kind: status.Begin, Name: name})
 		t := time.Now()
-		if err := f(); err != nil {
+		message, err := f()
+		if err != nil {
 			return err
 		}
 		report(status.Event{Kind: status.Step, Name: name, Seconds: time.Since(t).Seconds(), Message: message})
@@ -234,14 +244,30 @@ func (d *Daemon) start(ctx context.Context, report func(status.Event)) error {
 			return fmt.Errorf("egress: %w (apt-get install slirp4netns)", err)
 		}
 	}
-	components := component.All(in)
-	if err := step("certificates", "", func() error { return prepare(in, components) }); err != nil {
-		ports.close()
-		return err
+	steps := []struct {
+		name string
+		do   func() (string, error)
+	}{
+		{"certificates", func() (string, error) { return "", prepare(in, component.All(in)) }},
+		{"node", func() (string, error) { return "", d.openNode(ctx) }},
 	}
-	if err := step("node", "", func() error { return d.openNode(ctx) }); err != nil {
-		ports.close()
-		return err
+	if in.Settings.IsAgent() {
+		// What is half made must be known for what it is, and reaching the server may need
+		// the node's network.
+		if err := in.Settings.Save(in.Node.StatePath("node.json")); err != nil {
+			return err
+		}
+		steps[0], steps[1] = steps[1], steps[0]
+		steps = slices.Insert(steps, 1, struct {
+			name string
+			do   func() (string, error)
+		}{"cluster", func() (string, error) { return d.join(ctx) }})
+	}
+	for _, s := range steps {
+		if err := step(s.name, s.do); err != nil {
+			ports.close()
+			return err
+		}
 	}
 	if err := d.openGateway(ports); err != nil {
 		return err
@@ -267,6 +293,11 @@ func (d *Daemon) openNode(ctx context.Context) error {
 			return err
 		}
 	}
+	if in.Settings.Of != "" {
+		if err := attach(n, in.Settings.Of, d.cgroups); err != nil {
+			return err
+		}
+	}
 	group := n.Cgroup("h8s")
 	if err := d.cgroups.Create(group); err != nil {
 		return err
@@ -278,6 +309,23 @@ func (d *Daemon) openNode(ctx context.Context) error {
 	defer d.mu.Unlock()
 	d.node = n
 	return nil
+}
+
+// attach connects the node to the network of the one called first.
+func attach(n *node.Node, first string, cg *cgroup.Host) error {
+	l, err := layout.NewNode(first)
+	if err != nil {
+		return err
+	}
+	s, err := settings.Load(l.StatePath("node.json"))
+	if err != nil {
+		return err
+	}
+	to, err := node.Open(l, s, cg)
+	if err != nil {
+		return fmt.Errorf("node %s is attached to node %s, which is not running; start that first: h8s up --name %s: %w: %w", n.Layout.Name, first, first, err, errdefs.ErrUnavailable)
+	}
+	return n.Attach(to)
 }
 
 // resolvers are the name servers the node itself can reach.
@@ -316,7 +364,7 @@ func (d *Daemon) listen() (ports, error) {
 		return nil
 	}
 	var err error
-	if !s.RuntimeOnly {
+	if !s.RuntimeOnly && !s.IsAgent() {
 		err = add(s.APIPort, fmt.Sprintf("127.0.0.1:%d", settings.APIPort))
 	}
 	for _, pub := range s.Publish {
@@ -351,7 +399,9 @@ func (d *Daemon) Status() status.Node {
 		Name: d.input.Node.Name, Phase: d.phase, PID: os.Getpid(), Started: d.began, ReadyAfter: d.ready.Seconds(),
 		Settings: d.input.Settings, Steps: slices.Clone(d.steps), Error: d.problem, Components: []supervisor.Status{},
 	}
-	if !d.input.Settings.RuntimeOnly {
+	if s := d.input.Settings; s.IsAgent() {
+		st.Server = s.Server
+	} else if !s.RuntimeOnly {
 		st.Server, st.Kubeconfig = fmt.Sprintf("https://127.0.0.1:%d", d.input.Settings.APIPort), d.input.Node.Kubeconfig()
 	}
 	if d.node != nil {
@@ -392,6 +442,10 @@ func ReasonOf(err error) string {
 		return "H8S_PORT_IN_USE"
 	case errdefs.IsAlreadyExists(err):
 		return "H8S_BUSY"
+	case errors.Is(err, join.ErrPin), errors.Is(err, join.ErrToken), errors.Is(err, join.ErrName):
+		return "H8S_JOIN"
+	case errdefs.IsInvalidArgument(err):
+		return "H8S_USAGE"
 	case errors.Is(err, errStopped):
 		return "H8S_NOT_RUNNING"
 	case errors.Is(err, unix.ENOSPC) || strings.Contains(err.Error(), unix.ENOSPC.Error()): // also in a component's last words

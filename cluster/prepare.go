@@ -13,15 +13,20 @@ import (
 	"github.com/hypernetes/hypernetes/cluster/component"
 	"github.com/hypernetes/hypernetes/cluster/kubeconfig"
 	"github.com/hypernetes/hypernetes/cluster/pki"
-	"github.com/hypernetes/hypernetes/cluster/settings"
 )
 
 // prepare writes everything the components read: certificates, the encryption key,
-// kubeconfigs and configuration files. It is idempotent.
+// kubeconfigs and configuration files. It is idempotent. An agent's certificates come
+// from the cluster it joins.
 func prepare(in component.Input, components []component.Component) error {
-	if !in.Settings.RuntimeOnly {
-		store := pki.Store{Dir: in.Node.StatePath("pki")}
-		if _, err := store.Ensure(component.Authorities(), component.Leaves(in), component.SigningKeys()); err != nil {
+	switch {
+	case in.Settings.RuntimeOnly:
+	case in.Settings.IsAgent():
+		if err := writeAgentKubeconfigs(in); err != nil {
+			return err
+		}
+	default:
+		if _, err := ensureCertificates(in); err != nil {
 			return err
 		}
 		if err := ensureEncryptionKey(in.Node.PKI("encryption.yaml")); err != nil {
@@ -48,6 +53,13 @@ func prepare(in component.Input, components []component.Component) error {
 	return nil
 }
 
+// ensureCertificates makes the certificates that are missing or about to expire, and
+// returns their names. Those who read them notice new ones.
+func ensureCertificates(in component.Input) ([]string, error) {
+	store := pki.Store{Dir: in.Node.StatePath("pki")}
+	return store.Ensure(component.Authorities(), component.Leaves(in), component.SigningKeys())
+}
+
 func writeFile(path, content string) error {
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return err
@@ -69,14 +81,8 @@ func ensureEncryptionKey(path string) error {
 }
 
 func writeKubeconfigs(in component.Input) error {
-	inner := fmt.Sprintf("https://%s:%d", in.Settings.NodeIP, settings.APIPort)
 	for _, u := range component.Users(in) {
-		e, err := credentials(in, u.Name)
-		if err != nil {
-			return err
-		}
-		e.Name, e.Server = in.Node.Name, inner
-		if err := kubeconfig.Write(in.Node.InnerKubeconfig(u.Name), e); err != nil {
+		if err := writeInner(in, u.Name); err != nil {
 			return err
 		}
 	}
@@ -85,6 +91,19 @@ func writeKubeconfigs(in component.Input) error {
 		return err
 	}
 	return kubeconfig.Write(in.Node.Kubeconfig(), e)
+}
+
+// writeInner writes a component's kubeconfig, which names its certificate's files: they
+// are read again when they were renewed.
+func writeInner(in component.Input, user string) error {
+	ca, err := os.ReadFile(in.Node.PKI("ca.crt"))
+	if err != nil {
+		return err
+	}
+	return kubeconfig.Write(in.Node.InnerKubeconfig(user), kubeconfig.Entry{
+		Name: in.Node.Name, Server: in.Settings.APIServer(), CA: ca,
+		CertFile: in.Node.PKI(user + ".crt"), KeyFile: in.Node.PKI(user + ".key"),
+	})
 }
 
 // AdminEntry is the administrator's kubeconfig entry as the host uses it.

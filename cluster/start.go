@@ -13,20 +13,23 @@ import (
 
 	"github.com/hypernetes/hypernetes/cluster/apiclient"
 	"github.com/hypernetes/hypernetes/cluster/component"
+	"github.com/hypernetes/hypernetes/cluster/kubeconfig"
 	"github.com/hypernetes/hypernetes/cluster/manifest"
 	"github.com/hypernetes/hypernetes/cluster/node"
 	"github.com/hypernetes/hypernetes/cluster/preload"
 	"github.com/hypernetes/hypernetes/cluster/settings"
 	"github.com/hypernetes/hypernetes/cluster/status"
 	"github.com/hypernetes/hypernetes/cluster/supervisor"
+	"github.com/hypernetes/hypernetes/cluster/token"
 )
 
 // startComponents starts all components and, beside them, what needs only some:
 // image import once containerd serves, bootstrap objects once the API server does.
 func (d *Daemon) startComponents(ctx context.Context, components []component.Component, report func(status.Event)) error {
 	in := d.input
-	objects := make(chan struct{})
-	sup, err := newSupervisor(d.node, in, components, objects)
+	// What components beside others wait for: the bootstrap objects, or to have joined.
+	gate := make(chan struct{})
+	sup, err := newSupervisor(d.node, in, components, gate)
 	if err != nil {
 		return err
 	}
@@ -52,7 +55,15 @@ func (d *Daemon) startComponents(ctx context.Context, components []component.Com
 	// Whichever of the two fails first ends the other's waiting, and is what is told.
 	both, bothCtx := errgroup.WithContext(ctx)
 	both.Go(func() error { return sup.Start(bothCtx) })
-	both.Go(func() error { return d.bootstrap(bothCtx, archives, objects, report) })
+	both.Go(func() error {
+		switch {
+		case in.Settings.RuntimeOnly:
+			return nil
+		case in.Settings.IsAgent():
+			return d.enlist(bothCtx, gate, report)
+		}
+		return d.bootstrap(bothCtx, archives, gate, report)
+	})
 	err = both.Wait()
 	// Images are not waited for: they come in while the first Pods are scheduled.
 	go func() {
@@ -63,9 +74,9 @@ func (d *Daemon) startComponents(ctx context.Context, components []component.Com
 	return err
 }
 
-// newSupervisor prepares a supervisor of components inside the node n; objects is closed
-// when the bootstrap objects are there.
-func newSupervisor(n *node.Node, in component.Input, components []component.Component, objects <-chan struct{}) (*supervisor.Supervisor, error) {
+// newSupervisor prepares a supervisor of components inside the node n; gate is closed
+// when there is what they wait for beside each other.
+func newSupervisor(n *node.Node, in component.Input, components []component.Component, gate <-chan struct{}) (*supervisor.Supervisor, error) {
 	check := probes(in, n.Dial)
 	check["slirp4netns"] = func(context.Context) error {
 		if !n.HasLink(settings.EgressLink) {
@@ -79,8 +90,8 @@ func newSupervisor(n *node.Node, in component.Input, components []component.Comp
 			Name: c.Name, Path: c.Path, Args: c.Args, Env: c.Env, After: c.After,
 			Ready: check[c.Name], StopTimeout: time.Duration(c.StopSeconds) * time.Second, Inputs: c.Files,
 		}
-		if c.AfterObjects {
-			spec.Gate = objects
+		if c.AfterObjects || c.AfterJoin {
+			spec.Gate = gate
 		}
 		if c.OnHost {
 			spec.Launcher = node.OnHost{Node: n}
@@ -94,9 +105,6 @@ func newSupervisor(n *node.Node, in component.Input, components []component.Comp
 // be Ready.
 func (d *Daemon) bootstrap(ctx context.Context, archives []preload.Archive, applied chan<- struct{}, report func(status.Event)) error {
 	in := d.input
-	if in.Settings.RuntimeOnly {
-		return nil
-	}
 	if err := d.sup.WaitReady(ctx, "kube-apiserver"); err != nil {
 		return err
 	}
@@ -121,8 +129,8 @@ func (d *Daemon) bootstrap(ctx context.Context, archives []preload.Archive, appl
 		forward = settings.EgressResolver
 	}
 	objects, err := manifest.Render(manifest.Values{
-		Forward: forward,
-		NodeIP:  in.Settings.NodeIP, MetricsPort: component.MetricsPort, DNSServiceIP: settings.DNSServiceIP,
+		Forward: forward, Server: in.Settings.APIServer(), BootstrapGroup: token.Group,
+		NodeIP: in.Settings.NodeIP, MetricsPort: component.MetricsPort, DNSServiceIP: settings.DNSServiceIP,
 		ClusterDomain: settings.ClusterDomain, CA: ca, CoreDNSImage: preload.Find(archives, "h8s.local/coredns:"), Overhead: overhead,
 	})
 	if err != nil {
@@ -136,10 +144,18 @@ func (d *Daemon) bootstrap(ctx context.Context, archives []preload.Archive, appl
 	if err := d.sup.WaitReady(ctx, "kubelet"); err != nil {
 		return err
 	}
-	began = time.Now()
-	message, err := waitNodeReady(ctx, api, in.Node.Name, d.kubeletStarted())
+	if err := d.awaitNode(ctx, api, report); err != nil {
+		return err
+	}
+	// The kubelet may not say this of itself.
+	return manifest.Apply(ctx, api, []manifest.Object{manifest.ControlPlane(in.Node.Name)})
+}
+
+func (d *Daemon) awaitNode(ctx context.Context, api *apiclient.Client, report func(status.Event)) error {
+	began, name := time.Now(), d.input.Node.Name
+	message, err := waitNodeReady(ctx, api, name, d.kubeletStarted())
 	if err != nil {
-		return fmt.Errorf("node %s does not become Ready: %w", in.Node.Name, err)
+		return fmt.Errorf("node %s does not become Ready: %w", name, err)
 	}
 	report(status.Event{Kind: status.Step, Name: "node ready", Seconds: time.Since(began).Seconds(), Message: message})
 	return nil
@@ -156,16 +172,21 @@ func (d *Daemon) kubeletStarted() time.Time {
 	return time.Time{}
 }
 
-// api is a client of the node's API server as administrator, dialling into the node.
+// api is a client of the node's API server, dialling from the node: as administrator, or
+// as the node itself where the server is another's.
 func (d *Daemon) api() (*apiclient.Client, error) {
-	e, err := credentials(d.input, "admin")
+	in := d.input
+	e, err := credentials(in, "admin")
+	if in.Settings.IsAgent() {
+		var pair []byte
+		pair, err = kubeletClient(in.Node)
+		ca, caErr := os.ReadFile(in.Node.PKI("ca.crt"))
+		e, err = kubeconfig.Entry{CA: ca, Cert: pair, Key: pair}, errors.Join(err, caErr)
+	}
 	if err != nil {
 		return nil, err
 	}
-	return apiclient.New(apiclient.Config{
-		Server: fmt.Sprintf("https://%s:%d", d.input.Settings.NodeIP, settings.APIPort),
-		CA:     e.CA, Cert: e.Cert, Key: e.Key, Dial: d.node.Dial,
-	})
+	return apiclient.New(apiclient.Config{Server: in.Settings.APIServer(), CA: e.CA, Cert: e.Cert, Key: e.Key, Dial: d.node.Dial})
 }
 
 // kubeNode is the part of a Node object h8s reads.

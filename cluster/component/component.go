@@ -6,6 +6,7 @@ package component
 import (
 	"fmt"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/hypernetes/hypernetes/cluster/layout"
@@ -39,6 +40,8 @@ type Component struct {
 	// AfterObjects says that it needs the bootstrap objects too: its resources' definitions
 	// and its rights.
 	AfterObjects bool
+	// AfterJoin says that it needs a certificate which an agent has once it has joined.
+	AfterJoin bool
 	// Files maps absolute paths to contents, all mode 0600.
 	Files map[string]string
 	// OnHost says that it runs in the machine's namespaces, not in the node's.
@@ -50,7 +53,18 @@ type Component struct {
 // All returns the node's components in start order.
 func All(in Input) []Component {
 	all := []Component{registry(in), containerd(in)}
-	if !in.Settings.RuntimeOnly {
+	switch {
+	case in.Settings.RuntimeOnly:
+	case in.Settings.IsAgent():
+		all = append(all, kubelet(in), kubestack(in), kubeProxy(in))
+		for i := range all {
+			// The control plane is another node's; what it needs of it is waited for
+			// otherwise (AfterJoin).
+			all[i].After = slices.DeleteFunc(all[i].After, func(name string) bool { return name == "kube-apiserver" })
+			all[i].AfterObjects = false
+			all[i].AfterJoin = all[i].Name == Kubestack || all[i].Name == "kube-proxy"
+		}
+	default:
 		all = []Component{
 			etcd(in), registry(in), containerd(in), apiserver(in), controllerManager(in), scheduler(in),
 			controller(in), kubestack(in), kubeProxy(in), kubelet(in), metricsServer(in),
@@ -145,6 +159,11 @@ func apiserver(in Input) Component {
 		"--client-ca-file="+in.pki("ca.crt"),
 		"--authorization-mode=Node,RBAC",
 		"--enable-admission-plugins=NodeRestriction",
+		"--enable-bootstrap-token-auth=true",
+		// Of Pods on a node that is lost; five minutes, the default, are long for a Pod
+		// that boots in seconds.
+		"--default-not-ready-toleration-seconds=60",
+		"--default-unreachable-toleration-seconds=60",
 		"--anonymous-auth=true",
 		"--service-cluster-ip-range="+settings.ServiceCIDRs,
 		"--service-account-issuer=https://kubernetes.default.svc."+settings.ClusterDomain,
@@ -191,6 +210,7 @@ func controllerManager(in Input) Component {
 		"--bind-address=127.0.0.1",
 		"--leader-elect=false",
 		"--use-service-account-credentials=true",
+		"--controllers=*,bootstrap-signer-controller,token-cleaner-controller",
 		"--allocate-node-cidrs=true",
 		"--cluster-cidr="+settings.PodCIDR,
 		"--node-cidr-mask-size=24",

@@ -31,6 +31,9 @@ func kubelet(in Input) Component {
 		"--node-ip="+in.Settings.NodeIP,
 		"--v=1",
 	)
+	if in.Settings.IsAgent() {
+		c.Args = append(c.Args, "--bootstrap-kubeconfig="+in.Node.BootstrapKubeconfig())
+	}
 	c.After = []string{"containerd", "kube-apiserver"}
 	c.Files[config] = render(kubeletConfiguration(in))
 	return c
@@ -83,6 +86,12 @@ func kubeletConfiguration(in Input) doc {
 		"systemReserved":              doc{"memory": "768Mi", "cpu": "100m"},
 		// Virtual machines on a busy host without hardware acceleration may take long.
 		"runtimeRequestTimeout": "4m",
+	}
+	if in.Settings.IsAgent() {
+		// It asks for its certificates itself, and for new ones before they expire.
+		delete(d, "tlsCertFile")
+		delete(d, "tlsPrivateKeyFile")
+		d["rotateCertificates"], d["serverTLSBootstrap"] = true, true
 	}
 	if in.CgroupV1 {
 		d["failCgroupV1"] = false

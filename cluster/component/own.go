@@ -66,7 +66,7 @@ func kubestack(in Input) Component {
 		"--service-cidrs="+settings.ServiceCIDRs,
 		fmt.Sprintf("--vxlan-port=%d", settings.VXLANPort),
 		"--run-dir=/run/kubestack",
-		fmt.Sprintf("--api-servers=%s:%d", in.Settings.NodeIP, settings.APIPort),
+		"--api-servers="+strings.TrimPrefix(in.Settings.APIServer(), "https://"),
 		"--resolv-conf=/etc/resolv.conf",
 		fmt.Sprintf("--health-address=127.0.0.1:%d", settings.KubestackHealthPort),
 	)

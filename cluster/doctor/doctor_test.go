@@ -45,7 +45,7 @@ func TestMachine(t *testing.T) {
 
 func TestComponentsAndGuest(t *testing.T) {
 	a := layout.Artifacts{Root: t.TempDir()}
-	if r := components(a)(t.Context()); r.Verdict != Fail || !strings.Contains(r.Reason, "containerd-shim-hyper-v2") {
+	if r := components(Input{Artifacts: a, Settings: settings.Node{RuntimeOnly: true}})(t.Context()); r.Verdict != Fail || !strings.Contains(r.Reason, "containerd-shim-hyper-v2") {
 		t.Errorf("%+v", r)
 	}
 	if r := guest(a)(t.Context()); r.Verdict != Fail {

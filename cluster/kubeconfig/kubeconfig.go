@@ -24,6 +24,11 @@ type Entry struct {
 	CA     []byte // PEM
 	Cert   []byte // PEM
 	Key    []byte // PEM
+	// CertFile and KeyFile are named instead of Cert and Key if set. Who reads the file
+	// then notices when they are renewed.
+	CertFile, KeyFile string
+	// Token is written instead of a certificate if set.
+	Token string
 }
 
 // doc keeps a kubeconfig as plain maps so that fields this program does not know
@@ -124,7 +129,14 @@ func put(d doc, e Entry) {
 		d[list] = append(without(d[list], e.Name), doc{"name": e.Name, field: value})
 	}
 	add("clusters", "cluster", doc{"server": e.Server, "certificate-authority-data": b64(e.CA)})
-	add("users", "user", doc{"client-certificate-data": b64(e.Cert), "client-key-data": b64(e.Key)})
+	user := doc{"client-certificate-data": b64(e.Cert), "client-key-data": b64(e.Key)}
+	switch {
+	case e.Token != "":
+		user = doc{"token": e.Token}
+	case e.CertFile != "":
+		user = doc{"client-certificate": e.CertFile, "client-key": e.KeyFile}
+	}
+	add("users", "user", user)
 	add("contexts", "context", doc{"cluster": e.Name, "user": e.Name})
 	d["current-context"] = e.Name
 }

@@ -90,6 +90,16 @@ func (n Node) InnerKubeconfig(user string) string {
 	return n.StatePath("kubeconfigs", user+".kubeconfig")
 }
 
+// BootstrapKubeconfig is what an agent's kubelet asks for its first certificate with; it
+// is gone once that is there.
+func (n Node) BootstrapKubeconfig() string { return n.InnerKubeconfig("bootstrap") }
+
+// KubeletClient is the certificate, with its key, of an agent's kubelet, which the
+// kubelet renews.
+func (n Node) KubeletClient() string {
+	return n.StatePath("kubelet", "pki", "kubelet-client-current.pem")
+}
+
 // Config is the rendered configuration file of a component.
 func (n Node) Config(name string) string { return n.StatePath("config", name) }
 

@@ -32,10 +32,14 @@ const fieldManager = "h8s"
 
 // Values are what the objects depend on.
 type Values struct {
-	NodeIP        string
-	MetricsPort   int
-	DNSServiceIP  string
-	ClusterDomain string
+	NodeIP string
+	// Server is the URL of the API server for other nodes, BootstrapGroup the group of
+	// those who present a join token.
+	Server         string
+	BootstrapGroup string
+	MetricsPort    int
+	DNSServiceIP   string
+	ClusterDomain  string
 	// CA is the PEM bundle that signs metrics-server's certificate.
 	CA []byte
 	// CoreDNSImage is empty when there is no image; DNS is then left out.
@@ -121,7 +125,7 @@ func Render(v Values) ([]Object, error) {
 	if err != nil {
 		return nil, err
 	}
-	names := []string{"rbac", "tenancy", "runtimeclasses", "metrics"}
+	names := []string{"rbac", "join", "tenancy", "runtimeclasses", "metrics"}
 	if v.CoreDNSImage != "" {
 		names = append(names, "coredns")
 	}
@@ -198,6 +202,13 @@ var resources = map[string]struct {
 	"EndpointSlice":                  {"endpointslices", true},
 	"Deployment":                     {"deployments", true},
 	"APIService":                     {"apiservices", false},
+}
+
+// ControlPlane is what a Node is said to be that runs the control plane.
+func ControlPlane(node string) Object {
+	return Object{"apiVersion": "v1", "kind": "Node", "metadata": map[string]any{
+		"name": node, "labels": map[string]any{"node-role.kubernetes.io/control-plane": ""},
+	}}
 }
 
 // Applier applies an object server-side.

@@ -20,7 +20,7 @@ var update = flag.Bool("update", false, "write the golden file anew")
 
 func values() Values {
 	return Values{
-		NodeIP: "100.64.0.1", MetricsPort: 4443, DNSServiceIP: "10.96.0.10", ClusterDomain: "cluster.local",
+		NodeIP: "100.64.0.1", Server: "https://100.64.0.1:6443", BootstrapGroup: "system:bootstrappers:h8s:nodes", MetricsPort: 4443, DNSServiceIP: "10.96.0.10", ClusterDomain: "cluster.local",
 		CA: []byte("PEM"), CoreDNSImage: "h8s.local/coredns:1", Overhead: DefaultOverhead,
 	}
 }
@@ -71,7 +71,7 @@ func TestRenderForward(t *testing.T) {
 		}
 		found := false
 		for _, o := range objs {
-			if o.Kind() == "ConfigMap" {
+			if o.Kind() == "ConfigMap" && o.Name() == "coredns" {
 				found = strings.Contains(fmt.Sprint(o), "forward . 10.0.2.3")
 			}
 		}

@@ -53,7 +53,7 @@ func (c AnchorConfig) setUp() error {
 		if err := unix.Sethostname([]byte(c.Node.Name)); err != nil {
 			return fmt.Errorf("set host name: %w", err)
 		}
-		if err := configureNetwork(c.Settings.NodeIP); err != nil {
+		if err := configureNetwork(c.Settings); err != nil {
 			return fmt.Errorf("network: %w", err)
 		}
 	} else if err := addRules(rulesTable, false); err != nil {

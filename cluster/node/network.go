@@ -1,11 +1,12 @@
 package node
 
 import (
-	"errors"
+	"crypto/rand"
 	"fmt"
 	"net"
 	"os"
 	"slices"
+	"strings"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
@@ -30,37 +31,16 @@ var sysctls = []struct{ key, value string }{
 	{"net/ipv4/conf/default/rp_filter", "0"},
 }
 
-// configureNetwork sets up the calling process's (new) network namespace: loopback,
-// a link that holds the node's address, and a route for Service addresses, which
-// must be routable before they are translated.
-func configureNetwork(nodeIP string) error {
+// configureNetwork sets up the calling process's (new) network namespace: loopback, the
+// rules and sysctls of a node, and the link that carries its address. A node attached to
+// another's network gets its link from there (attach).
+func configureNetwork(s settings.Node) error {
 	lo, err := netlink.LinkByName("lo")
 	if err != nil {
 		return err
 	}
 	if err := netlink.LinkSetUp(lo); err != nil {
 		return fmt.Errorf("lo: %w", err)
-	}
-	l, err := addLink()
-	if err != nil {
-		return err
-	}
-	ip := net.ParseIP(nodeIP)
-	addr := &netlink.Addr{IPNet: &net.IPNet{IP: ip, Mask: net.CIDRMask(32, 32)}}
-	if err := netlink.AddrAdd(l, addr); err != nil {
-		return fmt.Errorf("%s: address %s: %w", link, nodeIP, err)
-	}
-	if err := netlink.LinkSetUp(l); err != nil {
-		return fmt.Errorf("%s: %w", link, err)
-	}
-	for _, cidr := range []string{settings.ServiceCIDR} {
-		_, dst, err := net.ParseCIDR(cidr)
-		if err != nil {
-			return err
-		}
-		if err := netlink.RouteAdd(&netlink.Route{LinkIndex: l.Attrs().Index, Dst: dst, Src: ip, Scope: netlink.SCOPE_LINK}); err != nil {
-			return fmt.Errorf("route %s: %w", cidr, err)
-		}
 	}
 	if err := addRules(rulesTable, true); err != nil {
 		return fmt.Errorf("nftables: %w", err)
@@ -69,6 +49,43 @@ func configureNetwork(nodeIP string) error {
 		if err := os.WriteFile("/proc/sys/"+s.key, []byte(s.value), 0); err != nil {
 			return fmt.Errorf("sysctl: %w", err)
 		}
+	}
+	if s.Of != "" {
+		return nil
+	}
+	if err := addBridge(); err != nil {
+		return err
+	}
+	return address(s.NodeIP)
+}
+
+// address gives the node's link its address, sets it up, and routes Service addresses
+// by it, which must be routable before they are translated. All of it may be there.
+func address(nodeIP string) error {
+	l, err := netlink.LinkByName(link)
+	if err != nil {
+		return fmt.Errorf("%s: %w", link, err)
+	}
+	_, nodes, err := net.ParseCIDR(settings.NodeCIDR)
+	if err != nil {
+		return err
+	}
+	ip := net.ParseIP(nodeIP)
+	if !nodes.Contains(ip) {
+		return fmt.Errorf("node IP %s: not of the nodes' network %s", nodeIP, settings.NodeCIDR)
+	}
+	if err := netlink.AddrReplace(l, &netlink.Addr{IPNet: &net.IPNet{IP: ip, Mask: nodes.Mask}}); err != nil {
+		return fmt.Errorf("%s: address %s: %w", link, nodeIP, err)
+	}
+	if err := netlink.LinkSetUp(l); err != nil {
+		return fmt.Errorf("%s: %w", link, err)
+	}
+	_, dst, err := net.ParseCIDR(settings.ServiceCIDR)
+	if err != nil {
+		return err
+	}
+	if err := netlink.RouteReplace(&netlink.Route{LinkIndex: l.Attrs().Index, Dst: dst, Src: ip, Scope: netlink.SCOPE_LINK}); err != nil {
+		return fmt.Errorf("route %s: %w", settings.ServiceCIDR, err)
 	}
 	return nil
 }
@@ -151,15 +168,82 @@ func RemoveRules(names ...string) error {
 	return c.Flush()
 }
 
-// addLink makes a dummy interface, or a bridge without ports where the kernel has
-// no dummy driver; both hold an address without a peer.
-func addLink() (netlink.Link, error) {
-	err := netlink.LinkAdd(&netlink.Dummy{LinkAttrs: netlink.LinkAttrs{Name: link}})
-	if errors.Is(err, unix.EOPNOTSUPP) {
-		err = netlink.LinkAdd(&netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: link}})
+// addBridge makes the node's link a bridge: it holds an address without a peer, and
+// further nodes of this machine are attached to it. Its hardware address is given, or it
+// would change with the ports that come and go.
+func addBridge() error {
+	mac := make(net.HardwareAddr, 6)
+	if _, err := rand.Read(mac); err != nil {
+		return err
 	}
+	mac[0] = mac[0]&^1 | 2 // one host's, locally administered
+	err := netlink.LinkAdd(&netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: link, HardwareAddr: mac}})
 	if err != nil {
-		return nil, fmt.Errorf("make %s: %w", link, err)
+		return fmt.Errorf("make %s: %w", link, err)
 	}
-	return netlink.LinkByName(link)
+	return nil
+}
+
+// Attach connects the node to the network of the node first by a pair of links, unless it
+// is: the namespaces of either may have been made anew since. The pair ends with any of
+// the two.
+func (n *Node) Attach(first *Node) error {
+	there := false
+	err := onOwnThread(func() error {
+		if err := n.enter([]namespace{netNS}); err != nil {
+			return err
+		}
+		l, err := netlink.LinkByName(link)
+		there = err == nil && l.Attrs().OperState != netlink.OperLowerLayerDown
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	if !there {
+		if err := onOwnThread(func() error { return first.plug(n) }); err != nil {
+			return fmt.Errorf("attach to node %s: %w", first.Layout.Name, err)
+		}
+	}
+	return onOwnThread(func() error {
+		if err := n.enter([]namespace{netNS}); err != nil {
+			return err
+		}
+		return address(n.Settings.NodeIP)
+	})
+}
+
+// plug makes the pair, on a thread of its own.
+func (n *Node) plug(other *Node) error {
+	if err := n.enter([]namespace{netNS}); err != nil {
+		return err
+	}
+	bridge, err := netlink.LinkByName(link)
+	if err != nil {
+		return err
+	}
+	name := portName(other.Settings.NodeIP)
+	if old, err := netlink.LinkByName(name); err == nil {
+		if err := netlink.LinkDel(old); err != nil {
+			return err
+		}
+	}
+	pair := netlink.NewVeth(netlink.LinkAttrs{Name: name, MTU: mtu, MasterIndex: bridge.Attrs().Index})
+	pair.PeerName, pair.PeerNamespace = link, netlink.NsPid(other.AnchorPID())
+	if err := netlink.LinkAdd(pair); err != nil {
+		return err
+	}
+	l, err := netlink.LinkByName(name)
+	if err != nil {
+		return err
+	}
+	return netlink.LinkSetUp(l)
+}
+
+// mtu of the links between the nodes of one machine.
+const mtu = 1500
+
+// portName is the bridge's port of the node with this address.
+func portName(nodeIP string) string {
+	return "n" + nodeIP[strings.LastIndexByte(nodeIP, '.')+1:]
 }

@@ -8,6 +8,9 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net"
+	"net/netip"
+	"net/url"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -54,9 +57,26 @@ const (
 	EgressResolver = "10.0.2.3"
 )
 
+// Role says what of a cluster a node runs.
+type Role string
+
+// Roles of a node. One without a role is a Server.
+const (
+	// Server runs the control plane and Pods.
+	Server Role = "server"
+	// Agent runs Pods and has joined a Server's cluster.
+	Agent Role = "agent"
+)
+
 // Node is one node's settings.
 type Node struct {
 	Name string `json:"name"`
+	Role Role   `json:"role,omitempty"`
+	// Server is the URL of the API server an agent joined.
+	Server string `json:"server,omitempty"`
+	// Of names the node of this machine to whose network a further node, made by
+	// `h8s dev nodes`, is attached.
+	Of string `json:"of,omitempty"`
 	// APIPort is the loopback port of the host on which the API server is published.
 	APIPort int `json:"apiPort"`
 	// Publish lists host loopback ports forwarded to ports of the node.
@@ -75,6 +95,37 @@ type Node struct {
 type Publish struct {
 	Host int `json:"host"`
 	Node int `json:"node"`
+}
+
+// IsAgent reports whether the control plane is elsewhere.
+func (n Node) IsAgent() bool { return n.Role == Agent }
+
+// APIServer is the URL of the API server as this node reaches it.
+func (n Node) APIServer() string {
+	if n.IsAgent() {
+		return n.Server
+	}
+	return fmt.Sprintf("https://%s:%d", n.NodeIP, APIPort)
+}
+
+// ParseServer checks the URL of an API server: https, an address, and perhaps a port. It
+// returns it with its port. A name is not taken: the node would depend on its resolver
+// for every Pod, and the server's certificate holds its addresses.
+func ParseServer(text string) (string, error) {
+	u, err := url.Parse(text)
+	if err != nil || u.Scheme != "https" || (u.Path != "" && u.Path != "/") || u.RawQuery != "" || u.User != nil {
+		return "", fmt.Errorf("server %q: want https://ADDRESS:PORT: %w", text, errdefs.ErrInvalidArgument)
+	}
+	if _, err := netip.ParseAddr(u.Hostname()); err != nil {
+		return "", fmt.Errorf("server %q: want an IP address instead of %q, as the server's own --node-ip: %w", text, u.Hostname(), errdefs.ErrInvalidArgument)
+	}
+	p := APIPort
+	if u.Port() != "" {
+		if p, err = port(u.Port()); err != nil {
+			return "", fmt.Errorf("server %q: %w", text, err)
+		}
+	}
+	return "https://" + net.JoinHostPort(u.Hostname(), strconv.Itoa(p)), nil
 }
 
 // RegistryAddress is where the node's containerd asks for images first.
@@ -115,6 +166,21 @@ func port(s string) (int, error) {
 
 // Validate checks the settings against each other.
 func (n Node) Validate() error {
+	switch n.Role {
+	case "", Server:
+		if n.Of != "" || n.Server != "" {
+			return fmt.Errorf("server %q: only an agent joins another node's cluster: %w", n.Server+n.Of, errdefs.ErrInvalidArgument)
+		}
+	case Agent:
+		if _, err := ParseServer(n.Server); err != nil {
+			return err
+		}
+		if n.RuntimeOnly {
+			return fmt.Errorf("runtime-only: an agent is a node of a cluster: %w", errdefs.ErrInvalidArgument)
+		}
+	default:
+		return fmt.Errorf("role %q: want server or agent: %w", n.Role, errdefs.ErrInvalidArgument)
+	}
 	if n.APIPort < 1 || n.APIPort > 65535 {
 		return fmt.Errorf("api port %d: want 1 to 65535: %w", n.APIPort, errdefs.ErrInvalidArgument)
 	}

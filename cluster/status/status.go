@@ -41,6 +41,15 @@ type Node struct {
 	Components []supervisor.Status `json:"components"`
 	Steps      []Event             `json:"steps,omitempty"`
 	Error      string              `json:"error,omitempty"`
+	// Nodes are the further nodes of this machine (h8s dev nodes).
+	Nodes []Further `json:"nodes,omitempty"`
+}
+
+// Further is another node of the machine in the same cluster.
+type Further struct {
+	Name  string `json:"name"`
+	Phase Phase  `json:"phase"`
+	IP    string `json:"ip"`
 }
 
 // Kind of an event.

@@ -250,7 +250,6 @@ type flow struct {
 	from         *netns.NS
 	to           *netns.NS
 	dst          unix.Sockaddr
-	src          unix.Sockaddr
 }
 
 func (r *rig) flow(from, to *netns.NS, src, dst netip.Addr, port uint16) *flow {

@@ -1,17 +1,19 @@
 // Package service turns Services into nftables maps of an edge namespace. See DESIGN §3
 // and reference/tenancy-network.md §2.5.
+//
+// It owns the table h8s_svc of each edge, and the conntrack entries its translations
+// leave. It must not know Pods, Networks or the API server: Select takes API objects and
+// everything else takes addresses.
+//
+// One map leads from (address, protocol, port) to a class, which is all a chain needs to
+// know: how many endpoints there are and what to do besides. A second one leads from
+// (address, protocol, port, index) to an endpoint. There is one chain per class, so a
+// change of a Service changes elements and hardly ever rules.
 package service
 
 import (
-	"context"
 	"net/netip"
 	"time"
-
-	"github.com/containerd/errdefs"
-	corev1 "k8s.io/api/core/v1"
-	discoveryv1 "k8s.io/api/discovery/v1"
-
-	"github.com/hypernetes/hypernetes/network/netns"
 )
 
 // Service is one Service as the data plane sees it: endpoints are chosen already.
@@ -35,7 +37,12 @@ type Port struct {
 	Protocol uint8
 	Port     uint16
 	// Internal are the endpoints for ClusterIPs, External those for External addresses.
+	// Clients inside the Network use Internal for External too if ExternalLocal is set.
 	Internal, External []Endpoint
+	// Elsewhere tells that there are endpoints a traffic policy keeps from this node:
+	// an empty list is then answered by silence, so that clients try elsewhere, rather
+	// than by a refusal.
+	Elsewhere bool
 }
 
 // Endpoint is where a connection may go.
@@ -50,36 +57,14 @@ type Options struct {
 	// Gateways are the sources of hairpins, Overlay those of what goes to other nodes on
 	// behalf of clients from outside; at most one of each family.
 	Gateways, Overlay []netip.Addr
+	// Inside are the Network's subnets. Clients there keep their address whatever they
+	// use, and may use External addresses wherever the endpoints are; all others come to
+	// other nodes' endpoints from Overlay. Without it only External addresses do that.
+	Inside []netip.Prefix
 }
-
-// Table is the table of one edge. Sync calls must not overlap.
-type Table struct{}
-
-// Open prepares a table; what a former process left there is adopted, not flushed.
-func Open(ns *netns.NS, o Options) (*Table, error) { return nil, errdefs.ErrNotImplemented }
 
 // Stats is what a Sync did.
 type Stats struct {
 	// Added and Deleted count set elements, Flows the conntrack entries removed.
 	Added, Deleted, Flows int
-}
-
-// Sync makes the table hold just these Services: element by element, in one
-// transaction, without touching what stays.
-func (t *Table) Sync(ctx context.Context, services []Service) (Stats, error) {
-	return Stats{}, errdefs.ErrNotImplemented
-}
-
-// Select is the choice of endpoints: readiness and termination, traffic policies and
-// topology hints as kube-proxy's (KEP-1669, KEP-2086, KEP-4444).
-type Select struct {
-	Node, Zone string
-	// External are the load-balancer addresses given to the Service.
-	External []netip.Addr
-}
-
-// From translates a Service and its slices; ok is false for Services without a data
-// plane (headless, ExternalName, no address). spec.externalIPs is never looked at.
-func (s Select) From(svc *corev1.Service, slices []*discoveryv1.EndpointSlice) (out Service, ok bool) {
-	return Service{}, false
 }

@@ -27,6 +27,9 @@ var commands = map[string]struct {
 	"dial":     {"NETWORK ADDRESS  connect, send a line, print the answer", dial},
 	"get":      {"[-ca FILE] [-token FILE] URL  fetch a URL, print status and body", get},
 	"stat":     {"FILE...  describe files with all their attributes", stat},
+	"flow":     {"ADDRESS  keep a TCP connection to an echo server busy, print a line a round trip", flow},
+	"lookup":   {"[-type A|SRV|PTR|CNAME] NAME  ask the resolver", lookup},
+	"raw":      {"INTERFACE HEX...  send Ethernet frames as they are", raw},
 	"watch":    {"FILE  print a file's content every time it changes", watch},
 }
 

@@ -120,6 +120,17 @@ func (p Pool) Contains(a netip.Addr) bool {
 	return slices.ContainsFunc(p.ranges, func(r Range) bool { return r.Contains(a) })
 }
 
+// Family is the part of the pool that is of one family.
+func (p Pool) Family(v6 bool) Pool {
+	var f Pool
+	for _, r := range p.ranges {
+		if r.First.Is6() == v6 {
+			f.ranges = append(f.ranges, r)
+		}
+	}
+	return f
+}
+
 // Overlaps says whether any address of prefix is in the pool.
 func (p Pool) Overlaps(prefix netip.Prefix) bool {
 	first, last := prefix.Masked().Addr(), lastOf(prefix)

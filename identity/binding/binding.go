@@ -1,0 +1,80 @@
+// Package binding owns the answer to "whose is this namespace": a core Namespace is a
+// tenant's if a TenantNamespace says so that is bound to this very Namespace, by UID, and
+// nothing on the Namespace itself counts. It must not know what follows from it.
+package binding
+
+import (
+	"context"
+	"fmt"
+	"strings"
+
+	"github.com/containerd/errdefs"
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	v1alpha1 "github.com/hypernetes/hypernetes/api/hypernetes/v1alpha1"
+)
+
+// AnnotationOwner on a Namespace is the UID of the TenantNamespace it was made for. It
+// only serves to find a Namespace again that was made by a controller that died before it
+// wrote that down; tenants have no verb on Namespaces.
+const AnnotationOwner = "hypernetes.io/tenantnamespace-uid"
+
+// IndexName indexes TenantNamespaces by metadata.name, over all homes.
+const IndexName = "metadata.name"
+
+// Index makes IndexName; Namespace needs it of a caching reader.
+func Index(ctx context.Context, i client.FieldIndexer) error {
+	return i.IndexField(ctx, &v1alpha1.TenantNamespace{}, IndexName, func(o client.Object) []string {
+		return []string{o.GetName()}
+	})
+}
+
+// Home returns the tenant whose home namespace is ns. The error is errdefs.ErrNotFound if
+// there is none.
+func Home(ctx context.Context, r client.Reader, ns string) (*v1alpha1.Tenant, error) {
+	name, ok := strings.CutPrefix(ns, v1alpha1.HomePrefix)
+	if !ok {
+		return nil, fmt.Errorf("namespace %s is not a tenant's home (%s<tenant>): %w", ns, v1alpha1.HomePrefix, errdefs.ErrNotFound)
+	}
+	t := &v1alpha1.Tenant{}
+	if err := r.Get(ctx, client.ObjectKey{Name: name}, t); apierrors.IsNotFound(err) {
+		return nil, fmt.Errorf("there is no tenant %s: %w", name, errdefs.ErrNotFound)
+	} else if err != nil {
+		return nil, err
+	}
+	if t.Status.HomeNamespace != ns {
+		return nil, fmt.Errorf("namespace %s is not the home of tenant %s (yet): %w", ns, name, errdefs.ErrNotFound)
+	}
+	return t, nil
+}
+
+// Binding is what a Namespace is bound to.
+type Binding struct {
+	Tenant          string
+	TenantNamespace *v1alpha1.TenantNamespace
+}
+
+// Of returns what ns is bound to. ok is false for a Namespace of no tenant; the error is
+// errdefs.ErrUnavailable while it is being bound.
+func Of(ctx context.Context, r client.Reader, ns *corev1.Namespace) (b Binding, ok bool, err error) {
+	list := &v1alpha1.TenantNamespaceList{}
+	if err := r.List(ctx, list, client.MatchingFields{IndexName: ns.Name}); err != nil {
+		return Binding{}, false, err
+	}
+	for i := range list.Items {
+		tns := &list.Items[i]
+		tenant, home := strings.CutPrefix(tns.Namespace, v1alpha1.HomePrefix)
+		if !home {
+			continue
+		}
+		switch {
+		case tns.Status.NamespaceUID == string(ns.UID):
+			return Binding{tenant, tns}, true, nil
+		case tns.Status.NamespaceUID == "" && ns.Annotations[AnnotationOwner] == string(tns.UID):
+			return Binding{}, false, fmt.Errorf("namespace %s is being bound to tenant %s: %w", ns.Name, tenant, errdefs.ErrUnavailable)
+		}
+	}
+	return Binding{}, false, nil
+}

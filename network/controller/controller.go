@@ -1,0 +1,169 @@
+// Package controller owns the cluster's side of Networks: the reconcilers of Network,
+// Port, FloatingIP, AddressPool and of the external addresses of Services. All are
+// level-triggered: what they find decides, not what happened. It must not know nodes'
+// links, rules or daemons.
+package controller
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/client-go/tools/events"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/manager"
+
+	v1alpha1 "github.com/hypernetes/hypernetes/api/hypernetes/v1alpha1"
+	"github.com/hypernetes/hypernetes/network/claim"
+	"github.com/hypernetes/hypernetes/network/provider"
+	"github.com/hypernetes/hypernetes/network/subnet"
+)
+
+// Provider carries Networks. Every method may be called again after it succeeded, and
+// after a controller that called it died.
+type Provider interface {
+	// Name is what spec.provider says.
+	Name() string
+	// Ensure makes the provider's side of n as n says, and puts right what differs. An error
+	// of class errdefs.ErrInvalidArgument is the tenant's to mend, errdefs.ErrUnavailable
+	// passes by itself.
+	Ensure(ctx context.Context, n *v1alpha1.Network, subnets []v1alpha1.SubnetStatus) (provider.State, error)
+	// Release removes all of n there is at the provider, if anything.
+	Release(ctx context.Context, n *v1alpha1.Network) error
+}
+
+// Options of the reconcilers.
+type Options struct {
+	Limits subnet.Limits
+	// Providers, the first of which is the default.
+	Providers []Provider
+	Claims    claim.Store
+	// PortGrace is how long a Port outlives its Pod before it is taken for forgotten.
+	PortGrace time.Duration
+	// Retry is after how long what could not be done is tried again unasked.
+	Retry time.Duration
+	// Sweep is how often claims of objects that are gone are looked for.
+	Sweep time.Duration
+}
+
+func (o *Options) defaults(m manager.Manager) {
+	if o.PortGrace == 0 {
+		o.PortGrace = time.Minute
+	}
+	if o.Retry == 0 {
+		o.Retry = 15 * time.Second
+	}
+	if o.Sweep == 0 {
+		o.Sweep = time.Minute
+	}
+	if o.Claims.Writer == nil {
+		o.Claims = claim.Store{Writer: m.GetClient(), Reader: m.GetAPIReader()}
+	}
+}
+
+// Setup registers the reconcilers. The index of package binding must be there.
+func Setup(ctx context.Context, m manager.Manager, o Options) error {
+	if len(o.Providers) == 0 {
+		return fmt.Errorf("no provider of networks")
+	}
+	o.defaults(m)
+	if err := indexes(ctx, m.GetFieldIndexer()); err != nil {
+		return err
+	}
+	base := base{client: m.GetClient(), live: m.GetAPIReader(), events: m.GetEventRecorder("h8s-controller"), o: o}
+	for _, setup := range []func(manager.Manager) error{
+		(&networks{base}).setup, (&ports{base: base}).setup, (&pools{base}).setup,
+		(&floatingIPs{base}).setup, (&services{base}).setup,
+	} {
+		if err := setup(m); err != nil {
+			return err
+		}
+	}
+	return m.Add(&sweeper{base})
+}
+
+// base is what every reconciler has.
+type base struct {
+	client client.Client
+	// live asks the API server.
+	live   client.Reader
+	events events.EventRecorder
+	o      Options
+}
+
+// Indexes of the cache.
+const (
+	// indexNetwork finds Ports and TenantNamespaces by their Network, within a home.
+	indexNetwork = "spec.network"
+	// indexPod finds Ports by "<namespace>/<name>" of their Pod.
+	indexPod = "spec.pod"
+	// indexNode finds Ports by node.
+	indexNode = "spec.node"
+)
+
+func indexes(ctx context.Context, i client.FieldIndexer) error {
+	port := func(get func(*v1alpha1.Port) string) client.IndexerFunc {
+		return func(o client.Object) []string {
+			if v := get(o.(*v1alpha1.Port)); v != "" {
+				return []string{v}
+			}
+			return nil
+		}
+	}
+	for name, f := range map[string]client.IndexerFunc{
+		indexNetwork: port(func(p *v1alpha1.Port) string { return p.Spec.Network }),
+		indexNode:    port(func(p *v1alpha1.Port) string { return p.Spec.Node }),
+		indexPod: port(func(p *v1alpha1.Port) string {
+			if p.Spec.Pod == nil {
+				return ""
+			}
+			return p.Spec.Pod.Namespace + "/" + p.Spec.Pod.Name
+		}),
+	} {
+		if err := i.IndexField(ctx, &v1alpha1.Port{}, name, f); err != nil {
+			return err
+		}
+	}
+	return i.IndexField(ctx, &v1alpha1.TenantNamespace{}, indexNetwork, func(o client.Object) []string {
+		return []string{o.(*v1alpha1.TenantNamespace).Spec.Network}
+	})
+}
+
+// note makes an event, which holds 1024 bytes.
+func (b base) note(obj runtime.Object, kind, reason, action, format string, args ...any) {
+	text := fmt.Sprintf(format, args...)
+	if len(text) > 1000 {
+		text = text[:1000] + "…"
+	}
+	b.events.Eventf(obj, nil, kind, reason, action, "%s", text)
+}
+
+// set puts a condition and says whether its status or reason changed, which is worth an
+// event.
+func set(conditions *[]metav1.Condition, generation int64, kind string, status metav1.ConditionStatus, reason, message string) bool {
+	was := meta.FindStatusCondition(*conditions, kind)
+	news := was == nil || was.Status != status || was.Reason != reason
+	meta.SetStatusCondition(conditions, metav1.Condition{
+		Type: kind, Status: status, Reason: reason, Message: message, ObservedGeneration: generation,
+	})
+	return news
+}
+
+// listed joins names, the first few of them.
+func listed(names []string) string {
+	const most = 8
+	text := ""
+	for i, n := range names {
+		if i == most {
+			return fmt.Sprintf("%s and %d more", text, len(names)-most)
+		}
+		if i > 0 {
+			text += ", "
+		}
+		text += n
+	}
+	return text
+}

@@ -86,18 +86,13 @@ func edgeRules(s Spec, t transit, overlay4, overlay6 netip.Addr) ruleset {
 		pods.rules = append(pods.rules, rule(v4(), l4(unix.IPPROTO_ICMP), icmpType(t), drop()))
 	}
 	for _, t := range []byte{icmp6NeighbourSolicitation, icmp6NeighbourAdvertisement} {
-		pods.rules = append(pods.rules, rule(v6(), l4(unix.IPPROTO_ICMPV6), icmpType(t), accept())) // no further than input
+		pods.rules = append(pods.rules, rule(v6(), l4(unix.IPPROTO_ICMPV6), icmpType(t), accept()))
 	}
 	for _, p := range []uint16{67, 68, 546, 547} { // DHCP
 		pods.rules = append(pods.rules, rule(l4(unix.IPPROTO_UDP), dport(p), drop()))
 	}
 	pods.rules = append(pods.rules,
-		rule(from(linkLocal6), drop()),
-		rule(v4(), inSet("local4", dest4), accept()),
-		rule(v6(), inSet("local6", dest6), accept()))
-	for _, p := range nowhere {
-		pods.rules = append(pods.rules, rule(to(p), drop()))
-	}
+		rule(from(linkLocal6), drop()))
 
 	dnat := chain{name: "floating_in", kind: nftables.ChainTypeNAT, hook: nftables.ChainHookPrerouting, priority: -110, rules: [][]expr.Any{
 		rule(v4(), natByMap(expr.NATTypeDestNAT, "floating4", dest4)),
@@ -127,6 +122,8 @@ func edgeRules(s Spec, t transit, overlay4, overlay6 netip.Addr) ruleset {
 	}}
 
 	forward := chain{name: "forward", kind: nftables.ChainTypeFilter, hook: nftables.ChainHookForward, drop: true, rules: [][]expr.Any{
+		rule(v6(), l4(unix.IPPROTO_ICMPV6), icmpType(icmp6NeighbourSolicitation), drop()),
+		rule(v6(), l4(unix.IPPROTO_ICMPV6), icmpType(icmp6NeighbourAdvertisement), drop()),
 		rule(state(ctEstablished|ctRelated), accept()),
 		rule(state(ctInvalid), drop()),
 		// From the overlay to Pods here, and nowhere else.
@@ -150,8 +147,8 @@ func edgeRules(s Spec, t transit, overlay4, overlay6 netip.Addr) ruleset {
 		rule(oif(podLinks+"*"), accept()),
 		rule(oif(overlayLinks+"*"), accept()),
 		rule(oifNot(uplinkName), drop()),
-		rule(to(host(t.node4)), l4(unix.IPPROTO_TCP), dport(apiPort), accept()),
-		rule(to(host(t.node6)), l4(unix.IPPROTO_TCP), dport(apiPort), accept()))
+		rule(status(statusDNAT), to(host(t.node4)), l4(unix.IPPROTO_TCP), dport(apiPort), accept()),
+		rule(status(statusDNAT), to(host(t.node6)), l4(unix.IPPROTO_TCP), dport(apiPort), accept()))
 	for _, p := range nowhere {
 		forward.rules = append(forward.rules, rule(to(p), drop()))
 	}

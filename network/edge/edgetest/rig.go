@@ -17,6 +17,7 @@ package edgetest
 import (
 	"bufio"
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -26,6 +27,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -391,11 +393,60 @@ func Expect(t testing.TB, ns *netns.NS, network, address, want string) {
 	}
 }
 
-// Refuse asks and wants no answer.
-func Refuse(t testing.TB, ns *netns.NS, network, address string) {
+// Refuse asks at all these addresses, at once, and wants no answer.
+func Refuse(t testing.TB, ns *netns.NS, network string, addresses ...string) {
 	t.Helper()
-	if got, err := Ask(ns, network, address); err == nil {
-		t.Errorf("%s %s: answer %q, want none", network, address, got)
+	var wait sync.WaitGroup
+	for _, a := range addresses {
+		wait.Go(func() {
+			if got, err := Ask(ns, network, a); err == nil {
+				t.Errorf("%s %s: answer %q, want none", network, a, got)
+			}
+		})
+	}
+	wait.Wait()
+}
+
+// Ping sends an ICMP echo request and waits for the reply.
+func Ping(ns *netns.NS, address string) error {
+	a, err := netip.ParseAddr(address)
+	if err != nil {
+		return err
+	}
+	network, request, reply := "ip4:icmp", byte(8), byte(0)
+	if a.Is6() {
+		network, request, reply = "ip6:ipv6-icmp", 128, 129
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), Patience)
+	defer cancel()
+	c, err := ns.DialContext(ctx, network, address)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = c.Close() }()
+	if err := c.SetDeadline(time.Now().Add(Patience)); err != nil {
+		return err
+	}
+	b := []byte{request, 0, 0, 0, 0x68, 0x38, 0, 1}
+	if a.Is4() { // the kernel does it for IPv6
+		s := uint32(request)<<8 + 0x6838 + 1
+		binary.BigEndian.PutUint16(b[2:], ^uint16(s+s>>16))
+	}
+	if _, err := c.Write(b); err != nil {
+		return err
+	}
+	for buf := make([]byte, 2048); ; {
+		n, err := c.Read(buf)
+		if err != nil {
+			return err
+		}
+		got := buf[:n]
+		if a.Is4() && n >= 20 {
+			got = got[20:] // Read leaves the header there
+		}
+		if len(got) >= 8 && got[0] == reply {
+			return nil
+		}
 	}
 }
 

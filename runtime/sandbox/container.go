@@ -259,7 +259,7 @@ func (c *Container) exitAll(status uint32, at time.Time) {
 // guestExit believes a guest that a process it was given has ended, and no more.
 func (c *Container) guestExit(e *hyperstart.Exit, at time.Time) {
 	p, err := c.process(e.ExecId)
-	if err != nil || !p.ends() {
+	if err != nil || p.errand != nil || !p.ends() {
 		return
 	}
 	if now := time.Now(); at.After(now) || at.Before(c.s.Condition().CreatedAt) {

@@ -3,12 +3,14 @@ package sandbox
 import (
 	"context"
 	"io"
+	"net"
 	"os"
 
 	"google.golang.org/protobuf/proto"
 
 	"github.com/hypernetes/hypernetes/runtime/config"
 	"github.com/hypernetes/hypernetes/runtime/nic"
+	"github.com/hypernetes/hypernetes/runtime/prober"
 	"github.com/hypernetes/hypernetes/runtime/vmm"
 )
 
@@ -32,6 +34,14 @@ type Publisher interface {
 	Publish(topic string, event proto.Message)
 }
 
+// Prober reaches the node daemon.
+type Prober interface {
+	// Dial connects to it, for one question of package prober.
+	Dial(ctx context.Context) (net.Conn, error)
+}
+
+var _ Prober = prober.Prober{}
+
 // Options describe a sandbox before it is created.
 type Options struct {
 	ID, Namespace, Bundle, Socket string
@@ -40,6 +50,8 @@ type Options struct {
 	Config    config.Config
 	Host      Host
 	Publisher Publisher
+	// Prober carries out what execs of the probe program stand for.
+	Prober Prober
 	// NoCgroups leaves VMM and shim where they are (tests).
 	NoCgroups bool
 }

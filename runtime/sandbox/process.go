@@ -49,7 +49,9 @@ type process struct {
 	pid  uint32
 	cfg  stdio.Config
 	spec []byte // of an exec
-	io   *stdio.IO
+	// errand is set for an exec that does not run in the guest.
+	errand *errand
+	io     *stdio.IO
 
 	// op is held while the process is created, started and finished, so that events
 	// leave in the order start, exit.
@@ -176,6 +178,13 @@ func (c *Container) Start(ctx context.Context, exec string) (uint32, error) {
 	if st := p.State(); st.Status != StatusCreated {
 		return 0, fmt.Errorf("process %q of container %s has been started: %w", exec, c.id, errdefs.ErrFailedPrecondition)
 	}
+	if p.errand != nil {
+		if err := p.begin(ctx); err != nil {
+			return 0, err
+		}
+		p.running()
+		return p.pid, nil
+	}
 	if exec != "" {
 		if err := c.prepareExec(ctx, p); err != nil {
 			return 0, err
@@ -187,17 +196,22 @@ func (c *Container) Start(ctx context.Context, exec string) (uint32, error) {
 		}
 		return 0, fmt.Errorf("start process %q: %w", exec, err)
 	}
+	p.running()
+	return p.pid, nil
+}
+
+// running notes that a process has been started, and tells.
+func (p *process) running() {
 	p.mu.Lock()
 	if p.status == StatusCreated { // or the VM has ended meanwhile
 		p.status = StatusRunning
 	}
 	p.mu.Unlock()
-	if exec == "" {
-		c.s.opt.Publisher.Publish("/tasks/start", &eventsapi.TaskStart{ContainerID: c.id, Pid: p.pid})
+	if p.exec == "" {
+		p.c.s.opt.Publisher.Publish("/tasks/start", &eventsapi.TaskStart{ContainerID: p.c.id, Pid: p.pid})
 	} else {
-		c.s.opt.Publisher.Publish("/tasks/exec-started", &eventsapi.TaskExecStarted{ContainerID: c.id, ExecID: exec, Pid: p.pid})
+		p.c.s.opt.Publisher.Publish("/tasks/exec-started", &eventsapi.TaskExecStarted{ContainerID: p.c.id, ExecID: p.exec, Pid: p.pid})
 	}
-	return p.pid, nil
 }
 
 func (c *Container) prepareExec(ctx context.Context, p *process) error {
@@ -232,7 +246,9 @@ func (c *Container) Exec(exec string, process []byte, cfg stdio.Config) error {
 		return fmt.Errorf("container %s is not running: %w", c.id, errdefs.ErrFailedPrecondition)
 	}
 	p := newProcess(c, exec, c.s.nextPID(), cfg)
-	p.spec = process
+	if p.errand = intercept(process); p.errand == nil {
+		p.spec = process
+	}
 	c.mu.Lock()
 	if c.procs[exec] != nil {
 		c.mu.Unlock()
@@ -259,6 +275,10 @@ func (c *Container) Kill(ctx context.Context, exec string, signal uint32, all bo
 	case st.Status == StatusCreated && exec != "":
 		return fmt.Errorf("process %q of container %s has not been started: %w", exec, c.id, errdefs.ErrFailedPrecondition)
 	}
+	if p.errand != nil {
+		p.errand.kill(signal)
+		return nil
+	}
 	a, err := c.s.client(ctx)
 	if err != nil {
 		return err
@@ -279,6 +299,9 @@ func (c *Container) Resize(ctx context.Context, exec string, width, height uint3
 	}
 	if !p.cfg.Terminal {
 		return fmt.Errorf("process %q of container %s has no terminal: %w", exec, c.id, errdefs.ErrFailedPrecondition)
+	}
+	if p.errand != nil {
+		return nil
 	}
 	a, err := c.s.client(ctx)
 	if err != nil {

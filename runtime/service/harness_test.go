@@ -26,6 +26,7 @@ import (
 
 	"github.com/hypernetes/hypernetes/runtime/config"
 	"github.com/hypernetes/hypernetes/runtime/nic"
+	"github.com/hypernetes/hypernetes/runtime/prober"
 	"github.com/hypernetes/hypernetes/runtime/sandbox"
 	"github.com/hypernetes/hypernetes/runtime/vmm"
 	"github.com/hypernetes/hypernetes/runtime/vmm/vmmtest"
@@ -39,6 +40,7 @@ type shim struct {
 	vmm     *vmmtest.VMM
 	cfg     config.Config
 	socket  string
+	prober  string // where the node daemon would be
 	sandbox sandboxapi.TTRPCSandboxService
 	task    taskapi.TTRPCTaskService
 	served  chan error
@@ -98,12 +100,13 @@ func start(t *testing.T, v *vmmtest.VMM, change ...func(*config.Config)) *shim {
 	for _, c := range change {
 		c(&cfg)
 	}
-	s := &shim{t: t, vmm: v, cfg: cfg, socket: filepath.Join(dir, "s"), served: make(chan error, 1)}
+	s := &shim{t: t, vmm: v, cfg: cfg, socket: filepath.Join(dir, "s"), prober: filepath.Join(dir, "p"), served: make(chan error, 1)}
 	l, err := net.Listen("unix", s.socket)
 	check(t, err)
 	sb := sandbox.New(sandbox.Options{
 		ID: id, Namespace: "k8s.io", Bundle: dir, Socket: s.socket, Version: "test",
 		Config: cfg, Host: s, Publisher: s, NoCgroups: true,
+		Prober: prober.Prober{Socket: s.prober},
 	})
 	go func() { s.served <- New(sb, "test").Serve(context.Background(), l) }()
 	s.sandbox, s.task = s.dial()

@@ -20,12 +20,14 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
 
+	probe "github.com/hypernetes/hypernetes/api/probe/v1"
 	"github.com/hypernetes/hypernetes/runtime/bootstrap"
 	"github.com/hypernetes/hypernetes/runtime/config"
 	"github.com/hypernetes/hypernetes/runtime/disk"
 	"github.com/hypernetes/hypernetes/runtime/events"
 	"github.com/hypernetes/hypernetes/runtime/janitor"
 	"github.com/hypernetes/hypernetes/runtime/nic"
+	"github.com/hypernetes/hypernetes/runtime/prober"
 	"github.com/hypernetes/hypernetes/runtime/sandbox"
 	"github.com/hypernetes/hypernetes/runtime/service"
 	"github.com/hypernetes/hypernetes/runtime/vmm"
@@ -90,7 +92,7 @@ func serve(ctx context.Context, p bootstrap.Params, l net.Listener, version stri
 	publisher := events.New(p.Address, p.Namespace)
 	s := sandbox.New(sandbox.Options{
 		ID: p.ID, Namespace: p.Namespace, Bundle: p.Bundle, Socket: p.Socket, Version: version,
-		Config: cfg, Host: host{cfg}, Publisher: publisher,
+		Config: cfg, Host: host{cfg}, Publisher: publisher, Prober: prober.Prober{Socket: probe.Socket},
 	})
 	idle := time.AfterFunc(idleAfter, debug.FreeOSMemory)
 	defer idle.Stop()

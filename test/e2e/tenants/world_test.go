@@ -1,0 +1,146 @@
+package tenants
+
+import (
+	"cmp"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/hypernetes/hypernetes/test/e2e/testcluster"
+)
+
+func TestMain(m *testing.M) { testcluster.Main(m) }
+
+// pod is a Pod of testbox that serves; extra is YAML of its spec, two spaces deep.
+type pod struct {
+	name, node, address, runtime string
+	// app is its label, its name by default.
+	app   string
+	env   map[string]string
+	extra string
+}
+
+func (p pod) yaml(namespace string) string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "apiVersion: v1\nkind: Pod\nmetadata:\n  name: %s\n  namespace: %s\n  labels: {app: %s}\n", p.name, namespace, cmp.Or(p.app, p.name))
+	if p.address != "" {
+		fmt.Fprintf(&b, "  annotations: {hypernetes.io/address: %q}\n", p.address)
+	}
+	b.WriteString("spec:\n  terminationGracePeriodSeconds: 1\n")
+	if p.node != "" {
+		fmt.Fprintf(&b, "  nodeSelector: {kubernetes.io/hostname: %q}\n", p.node)
+	}
+	if p.runtime != "" {
+		fmt.Fprintf(&b, "  runtimeClassName: %s\n", p.runtime)
+	}
+	b.WriteString(p.extra)
+	b.WriteString("  containers:\n  - name: main\n    image: h8s.local/testbox:1\n    args: [serve]\n    resources: {requests: {cpu: 10m, memory: 32Mi}, limits: {memory: 64Mi}}\n")
+	if len(p.env) > 0 {
+		b.WriteString("    env:\n")
+		for k, v := range p.env {
+			fmt.Fprintf(&b, "    - {name: %s, value: %q}\n", k, v)
+		}
+	}
+	if p.runtime == "" {
+		b.WriteString("    readinessProbe: {httpGet: {path: /healthz, port: 8080}, periodSeconds: 2, timeoutSeconds: 5}\n")
+	}
+	return b.String()
+}
+
+// service of port 80 to testbox's HTTP, and 81 UDP to its echo.
+func service(namespace, name, app string) string {
+	return fmt.Sprintf(`apiVersion: v1
+kind: Service
+metadata: {name: %s, namespace: %s}
+spec:
+  selector: {app: %s}
+  ports:
+  - {name: http, port: 80, targetPort: 8080}
+  - {name: echo, port: 81, targetPort: 8081, protocol: UDP}
+`, name, namespace, app)
+}
+
+func join(docs ...string) string { return strings.Join(docs, "\n---\n") }
+
+// get fetches a URL from a Pod.
+func get(n *testcluster.Namespace, from, url string) (string, bool) {
+	out, code := n.ExecCode(from, "/testbox", "get", url)
+	_, body, _ := strings.Cut(out, "\n")
+	return strings.TrimSpace(body), code == 0
+}
+
+// want fails the test unless the URL gives the body.
+func want(t *testing.T, n *testcluster.Namespace, from, url, body string) {
+	t.Helper()
+	if got, ok := get(n, from, url); !ok || got != body {
+		t.Errorf("%s/%s GET %s: %q, %v; want %q", n.Name, from, url, got, ok, body)
+	}
+}
+
+// outside is a machine on the fabric that is no node, a port of the first node's bridge.
+type outside struct {
+	t         testing.TB
+	name, box string
+}
+
+// outsideAddress is where it serves; addresses of pools are in the same range.
+const outsideAddress = "100.64.0.200"
+
+// newOutside makes it, with testbox serving in it.
+func newOutside(t testing.TB, c *testcluster.Cluster) *outside {
+	t.Helper()
+	box := filepath.Join(t.TempDir(), "testbox")
+	o := &outside{t: t, name: "h8s-out-" + c.Node, box: box}
+	pid := fmt.Sprint(c.AnchorPID(t))
+	run := func(args ...string) {
+		t.Helper()
+		if out, err := exec.Command(args[0], args[1:]...).CombinedOutput(); err != nil {
+			t.Fatalf("%s: %v\n%s", strings.Join(args, " "), err, out)
+		}
+	}
+	_ = exec.Command("ip", "netns", "del", o.name).Run()
+	run("ip", "netns", "add", o.name)
+	t.Cleanup(func() { _ = exec.Command("ip", "netns", "del", o.name).Run() })
+	run("ip", "-n", o.name, "link", "add", "eth0", "type", "veth", "peer", "name", "outside", "netns", pid)
+	run("nsenter", "--net=/proc/"+pid+"/ns/net", "ip", "link", "set", "outside", "master", "h8s0", "up")
+	run("ip", "-n", o.name, "link", "set", "lo", "up")
+	run("ip", "-n", o.name, "addr", "add", outsideAddress+"/24", "dev", "eth0")
+	run("ip", "-n", o.name, "link", "set", "eth0", "up")
+	build := exec.Command("go", "build", "-o", box, "./test/images/testbox")
+	build.Dir = filepath.Join("..", "..", "..")
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("build testbox: %v\n%s", err, out)
+	}
+	server := exec.Command("ip", "netns", "exec", o.name, box, "serve")
+	if err := server.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = server.Process.Kill(); _ = server.Wait() })
+	return o
+}
+
+// run runs testbox in it and returns its output.
+func (o *outside) run(args ...string) (string, error) {
+	out, err := exec.Command("ip", append([]string{"netns", "exec", o.name, o.box}, args...)...).CombinedOutput()
+	return strings.TrimSpace(string(out)), err
+}
+
+// get fetches a URL from it.
+func (o *outside) get(url string) (string, bool) {
+	out, err := o.run("get", url)
+	_, body, _ := strings.Cut(out, "\n")
+	return strings.TrimSpace(body), err == nil
+}
+
+// manifestFile writes a manifest to a file of the test's.
+func manifestFile(t testing.TB, text string) string {
+	t.Helper()
+	file := filepath.Join(t.TempDir(), "manifest.yaml")
+	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return file
+}

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"slices"
 	"strconv"
 	"strings"
@@ -285,14 +286,23 @@ func startAll(cmd *cobra.Command, api *apiclient.Client, first settings.Node, no
 	return g.Wait()
 }
 
-// eachFurther does something with each further node of the one called first, at once.
+// eachFurther does something with each further node of the one called first, at once,
+// with a line for each instead of what it prints.
 func eachFurther(cmd *cobra.Command, first string, do func(cmd *cobra.Command, l layout.Node) error) error {
+	p := newProgress(cmd.OutOrStdout())
+	defer p.end()
 	var g errgroup.Group
 	for _, f := range furtherNodes(first) {
 		g.Go(func() error {
-			if err := do(cmd, f.layout); err != nil {
+			began := time.Now()
+			silent := &cobra.Command{}
+			silent.SetContext(cmd.Context())
+			silent.SetOut(io.Discard)
+			silent.SetErr(cmd.ErrOrStderr())
+			if err := do(silent, f.layout); err != nil {
 				return fmt.Errorf("node %s: %w", f.layout.Name, err)
 			}
+			p.event(status.Event{Kind: status.Step, Name: "node " + f.layout.Name, Seconds: time.Since(began).Seconds()})
 			return nil
 		})
 	}

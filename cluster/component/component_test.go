@@ -34,21 +34,48 @@ func input(t *testing.T) Input {
 	}
 }
 
-// TestGolden renders every component to one file each, for review by eye.
+// TestGolden renders every component to one file each, for review by eye, and those of an
+// agent, which differ.
 func TestGolden(t *testing.T) {
-	for _, c := range All(input(t)) {
-		t.Run(c.Name, func(t *testing.T) {
-			var b strings.Builder
-			fmt.Fprintf(&b, "path %s\nafter %s\nenv\n  %s\nargs\n  %s\n", c.Path, c.After, strings.Join(c.Env, "\n  "), strings.Join(c.Args, "\n  "))
-			for _, path := range slices.Sorted(maps.Keys(c.Files)) {
-				fmt.Fprintf(&b, "file %s\n%s\n", path, c.Files[path])
+	agent := input(t)
+	agent.Settings.Role, agent.Settings.Server, agent.Settings.NodeIP = settings.Agent, "https://100.64.0.1:6443", "100.64.0.2"
+	for prefix, in := range map[string]Input{"": input(t), "agent-": agent} {
+		for _, c := range All(in) {
+			if c.Name == Registry && prefix != "" || c.Name == "containerd" && prefix != "" {
+				continue // the same
 			}
-			golden(t, c.Name, b.String())
-		})
+			t.Run(prefix+c.Name, func(t *testing.T) {
+				var b strings.Builder
+				fmt.Fprintf(&b, "path %s\nafter %s objects %t join %t\nenv\n  %s\nargs\n  %s\n", c.Path, c.After, c.AfterObjects, c.AfterJoin, strings.Join(c.Env, "\n  "), strings.Join(c.Args, "\n  "))
+				for _, path := range slices.Sorted(maps.Keys(c.Files)) {
+					fmt.Fprintf(&b, "file %s\n%s\n", path, c.Files[path])
+				}
+				golden(t, prefix+c.Name, b.String())
+			})
+		}
 	}
 	golden(t, "cni", CNIConfig(input(t).Settings))
 	golden(t, "cni-runtime-only", CNIConfig(settings.Node{RuntimeOnly: true}))
 	golden(t, "hyper", HyperConfig(input(t)))
+}
+
+func TestAgentHasNoControlPlane(t *testing.T) {
+	in := input(t)
+	in.Settings.Role, in.Settings.Server = settings.Agent, "https://192.0.2.1:6443"
+	var names []string
+	seen := map[string]bool{}
+	for _, c := range All(in) {
+		for _, dep := range c.After {
+			if !seen[dep] {
+				t.Errorf("%s starts after %s, which is not before it", c.Name, dep)
+			}
+		}
+		seen[c.Name] = true
+		names = append(names, c.Name)
+	}
+	if want := []string{Registry, "containerd", "kubelet", Kubestack, "kube-proxy"}; !slices.Equal(names, want) {
+		t.Errorf("components %v, want %v", names, want)
+	}
 }
 
 func golden(t *testing.T, name, got string) {

@@ -57,6 +57,9 @@ func Machine(in Input) []Check {
 		{"guest", guest(in.Artifacts)},
 		{"ports", ports(in)},
 	}
+	if !in.Settings.RuntimeOnly {
+		checks = append(checks, Check{"network", network})
+	}
 	if !in.Quick {
 		checks = append(checks, Check{"kvm", kvm})
 	}
@@ -296,12 +299,15 @@ func needed(s settings.Node) []int {
 	var want []int
 	if s.HostNetwork {
 		want = append(want, settings.HostRegistryPort)
-		if !s.RuntimeOnly { // etcd, kubelet, kube-proxy, controller-manager, scheduler
-			want = append(want, settings.APIPort, 2379, 2380, 10248, 10250, 10249, 10256, 10257, 10259, component.MetricsPort)
+		if !s.RuntimeOnly { // kubelet, kube-proxy
+			want = append(want, 10248, 10250, 10249, 10256, settings.KubestackHealthPort)
+		}
+		if !s.RuntimeOnly && !s.IsAgent() { // etcd, controller-manager, scheduler
+			want = append(want, settings.APIPort, 2379, 2380, 10257, 10259, component.MetricsPort, settings.WebhookPort, settings.ControllerHealthPort)
 		}
 		return want
 	}
-	if !s.RuntimeOnly {
+	if !s.RuntimeOnly && !s.IsAgent() {
 		want = append(want, s.APIPort)
 	}
 	for _, p := range s.Publish {

@@ -96,6 +96,7 @@ func Drain(ctx context.Context, api API, node string, force bool, report func(po
 	tick := time.NewTicker(pause)
 	defer tick.Stop()
 	seen := map[string]string{} // name by UID
+	var last error
 	for {
 		pods, err := list(ctx, api, node)
 		if err == nil {
@@ -117,13 +118,13 @@ func Drain(ctx context.Context, api API, node string, force bool, report func(po
 				return err
 			}
 		}
+		if last == nil || ctx.Err() == nil {
+			last = err // not that time was up while it was asked
+		}
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
-			if err == nil {
-				err = ctx.Err()
-			}
-			return err
+			return last
 		}
 	}
 }

@@ -108,15 +108,19 @@ func clusterInfo(ctx context.Context, server string, dial Dial) ([]byte, error) 
 	}}
 	tick := time.NewTicker(pause)
 	defer tick.Stop()
+	var last error
 	for {
 		b, err := get(ctx, client, server+"/api/v1/namespaces/kube-public/configmaps/cluster-info")
 		if err == nil {
 			return b, nil
 		}
+		if last == nil || ctx.Err() == nil {
+			last = err
+		}
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
-			return nil, fmt.Errorf("%s does not tell of its cluster: %w: %w", server, err, errdefs.ErrUnavailable)
+			return nil, fmt.Errorf("%s does not tell of its cluster: %w: %w", server, last, errdefs.ErrUnavailable)
 		}
 	}
 }
@@ -175,6 +179,7 @@ func accepted(ctx context.Context, api *apiclient.Client, server string, t token
 	defer cancel()
 	tick := time.NewTicker(pause)
 	defer tick.Stop()
+	var last error
 	for {
 		err := api.Get(ctx, "/api/v1/nodes?limit=1", nil)
 		var status *apiclient.StatusError
@@ -186,18 +191,19 @@ func accepted(ctx context.Context, api *apiclient.Client, server string, t token
 		case errors.As(err, &status) && status.Code == http.StatusUnauthorized:
 			err = fmt.Errorf("%s: %w %s: it has expired, was revoked, or its secret is wrong; make another with h8s token create", server, ErrToken, t.ID)
 		}
+		if last == nil || ctx.Err() == nil {
+			last = err // not that time was up while it was asked
+		}
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
-			return err
+			return last
 		}
 	}
 }
 
-// Signers of client and serving certificates.
-const (
-	ClientSigner = "kubernetes.io/kube-apiserver-client"
-)
+// ClientSigner signs the client certificates that are asked for here.
+const ClientSigner = "kubernetes.io/kube-apiserver-client"
 
 // Request describes a client certificate to ask for.
 type Request struct {

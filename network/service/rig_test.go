@@ -123,7 +123,7 @@ func (r *rig) host(name, v4, v6 string) *host {
 	defer p.Close()
 	v := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "p-" + name}, PeerName: "eth0", PeerNamespace: netlink.NsFd(x.ns.FD())}
 	check(t, e.LinkAdd(v))
-	here, there := must(e.LinkByName("p-" + name))(t), must(p.LinkByName("eth0"))(t)
+	here, there := must(e.LinkByName("p-"+name))(t), must(p.LinkByName("eth0"))(t)
 	check(t, e.LinkSetUp(here))
 	check(t, p.LinkSetUp(there))
 	for i, a := range []netip.Addr{x.v4, x.v6} {

@@ -246,9 +246,14 @@ func static(o Options) []chain {
 			if len(insideElements(o.Inside, f.v6)) > 0 {
 				original, outside = setAddrs, one(f.addr(true, keyReg), f.notIn(setInside))
 			}
-			post.rules = append(post.rules, rule(f.only(), translated,
-				one(&expr.Ct{Key: expr.CtKeyDST, Register: keyReg}, f.in(original)), outside,
-				one(f.addr(false, keyReg), f.notIn(setLocal)), f.snat(ov)))
+			abroad := rule(one(f.addr(false, keyReg), f.notIn(setLocal)), f.snat(ov))
+			ours := func(s setID) []expr.Any { return one(&expr.Ct{Key: expr.CtKeyDST, Register: keyReg}, f.in(s)) }
+			post.rules = append(post.rules, rule(f.only(), translated, ours(original), outside, abroad))
+			// Gateways are in every edge: an answer to one would not come back here.
+			if gw := ofFamily(o.Gateways, f.v6); gw.IsValid() {
+				post.rules = append(post.rules, rule(f.only(), translated, ours(setAddrs),
+					one(f.addr(true, keyReg), &expr.Cmp{Op: expr.CmpOpEq, Register: keyReg, Data: gw.AsSlice()}), abroad))
+			}
 		}
 	}
 	return []chain{refuseChain, pre, out, post}

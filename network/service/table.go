@@ -99,6 +99,7 @@ func (t *Table) Sync(ctx context.Context, services []Service) (Stats, error) {
 		fresh = true
 	}
 	c := plan(t.cur, want)
+	maps.Copy(t.forget, c.moved) // whatever comes of it
 	if err := t.apply(ctx, c, &stats); err != nil {
 		t.cur = nil
 		if fresh || ctx.Err() != nil {
@@ -109,11 +110,11 @@ func (t *Table) Sync(ctx context.Context, services []Service) (Stats, error) {
 		if err := t.load(); err != nil {
 			return stats, err
 		}
-		maps.Copy(t.forget, c.moved)
 		if want, err = desired(services); err != nil {
 			return stats, err
 		}
 		c = plan(t.cur, want)
+		maps.Copy(t.forget, c.moved)
 		if err := t.apply(ctx, c, &stats); err != nil {
 			t.cur = nil
 			return stats, err
@@ -125,7 +126,6 @@ func (t *Table) Sync(ctx context.Context, services []Service) (Stats, error) {
 		want.classes[k] = struct{}{}
 	}
 	t.cur = want
-	maps.Copy(t.forget, c.moved)
 	if fresh {
 		// A former process may have died between its transaction and its clean-up.
 		maps.Copy(t.forget, want.fronts)

@@ -240,3 +240,66 @@ func TestReasonsAreDocumented(t *testing.T) {
 		}
 	}
 }
+
+func TestTokenLeavesTheCommandLine(t *testing.T) {
+	for _, c := range []struct{ in, want string }{
+		{"h8s agent --token SECRET --name x", "h8s agent --token-file F --name x"},
+		{"h8s agent --token=SECRET", "h8s agent --token-file=F"},
+		{"h8s agent --name x", "h8s agent --name x"},
+	} {
+		if got := strings.Join(replaceToken(strings.Fields(c.in), "F"), " "); got != c.want {
+			t.Errorf("%q, want %q", got, c.want)
+		}
+	}
+}
+
+func TestReadToken(t *testing.T) {
+	text := "h8s1." + strings.Repeat("0a", 32) + ".abcdef.0123456789abcdef"
+	file := filepath.Join(t.TempDir(), "token")
+	if err := os.WriteFile(file, []byte(text+"\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv(tokenEnv, text)
+	for name, path := range map[string]string{"file": file, "stdin": "-", "environment": ""} {
+		if got, err := readToken(strings.NewReader(text), path); err != nil || got != text {
+			t.Errorf("%s: %q %v", name, got, err)
+		}
+	}
+	if v, ok := os.LookupEnv(tokenEnv); ok {
+		t.Errorf("children would inherit %s=%s", tokenEnv, v)
+	}
+	if got, err := readToken(strings.NewReader(""), ""); err != nil || got != "" {
+		t.Errorf("none: %q %v", got, err)
+	}
+	if _, err := readToken(strings.NewReader("nonsense"), "-"); !errdefs.IsInvalidArgument(err) {
+		t.Errorf("nonsense: %v", err)
+	}
+	if _, err := readToken(nil, file+"x"); err == nil {
+		t.Error("a file that is not there was read")
+	}
+}
+
+func TestFurtherNode(t *testing.T) {
+	first := settings.Node{Name: "blue", APIPort: 7443, NodeIP: settings.IsolatedIP, Egress: true}
+	f, err := newFurther(first, 3)
+	if err != nil || f.layout.Name != "blue-3" || f.settings.NodeIP != "100.64.0.3" || f.settings.Server != "https://100.64.0.1:6443" || !f.settings.Egress {
+		t.Errorf("%+v %v", f, err)
+	}
+	if err := f.settings.Validate(); err != nil {
+		t.Error(err)
+	}
+	if _, err := newFurther(settings.Node{Name: strings.Repeat("x", 32)}, 2); !errdefs.IsInvalidArgument(err) {
+		t.Errorf("a name too long: %v", err)
+	}
+}
+
+func TestNodeStates(t *testing.T) {
+	for want, n := range map[string]clusterNode{
+		"Ready": {Ready: "True"}, "NotReady": {Ready: "False"}, "lost": {Ready: "Unknown"}, "unknown": {},
+		"Ready, takes no Pods": {Ready: "True", Unschedulable: true},
+	} {
+		if got := n.state(); got != want {
+			t.Errorf("%+v: %s, want %s", n, got, want)
+		}
+	}
+}

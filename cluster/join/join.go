@@ -36,13 +36,15 @@ var ErrName = errors.New("the cluster has a node of that name")
 type Dial func(ctx context.Context, network, address string) (net.Conn, error)
 
 const (
-	// Patience with a server that does not answer, and with a token it does not know yet:
-	// it learns of new ones with a delay.
-	patience      = 15 * time.Second
-	tokenPatience = 5 * time.Second
-	maxAnswer     = 1 << 20
-	pause         = 500 * time.Millisecond
+	// patience with a server that does not answer.
+	patience  = 15 * time.Second
+	maxAnswer = 1 << 20
+	pause     = 500 * time.Millisecond
 )
+
+// tokenPatience is for a token the server does not know: it learns of new ones with a
+// delay.
+var tokenPatience = 5 * time.Second
 
 // ErrPin says that the server's authority is not the token's.
 var ErrPin = errors.New("the server's certificate authority is not the one the token names")

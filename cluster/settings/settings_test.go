@@ -52,3 +52,40 @@ func TestSaveLoad(t *testing.T) {
 		t.Errorf("%v %v", got, err)
 	}
 }
+
+func TestParseServer(t *testing.T) {
+	for text, want := range map[string]string{
+		"https://192.0.2.1:6443":    "https://192.0.2.1:6443",
+		"https://192.0.2.1/":        "https://192.0.2.1:6443",
+		"https://[2001:db8::1]:443": "https://[2001:db8::1]:443",
+		"192.0.2.1:6443":            "",
+		"http://192.0.2.1:6443":     "",
+		"https://server:6443":       "",
+		"https://192.0.2.1:0":       "",
+		"https://192.0.2.1/x":       "",
+		"https://a@192.0.2.1":       "",
+		"":                          "",
+	} {
+		got, err := ParseServer(text)
+		if got != want || (want == "") != errdefs.IsInvalidArgument(err) {
+			t.Errorf("%q: %q %v, want %q", text, got, err, want)
+		}
+	}
+}
+
+func TestRolesAreChecked(t *testing.T) {
+	agent := Node{Name: "x", APIPort: 1, Role: Agent, Server: "https://192.0.2.1:6443"}
+	if err := agent.Validate(); err != nil || !agent.IsAgent() || agent.APIServer() != agent.Server {
+		t.Errorf("an agent: %v", err)
+	}
+	for name, n := range map[string]Node{
+		"agent without server": {APIPort: 1, Role: Agent},
+		"server with a server": {APIPort: 1, Server: "https://192.0.2.1:6443"},
+		"runtime only":         {APIPort: 1, Role: Agent, Server: agent.Server, RuntimeOnly: true},
+		"unknown":              {APIPort: 1, Role: "king"},
+	} {
+		if err := n.Validate(); !errdefs.IsInvalidArgument(err) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}

@@ -8,10 +8,7 @@ import (
 	"slices"
 
 	"github.com/vishvananda/netlink"
-	vnetns "github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
-
-	"github.com/hypernetes/hypernetes/network/netns"
 )
 
 // tcpSynSent is the conntrack state of a connection nobody answered yet.
@@ -72,15 +69,10 @@ func address(ip net.IP) netip.Addr {
 }
 
 // forget deletes the flows.
-func (s *stale) forget(ns *netns.NS) (int, error) {
+func (s *stale) forget(h *netlink.Handle) (int, error) {
 	if len(s.fronts) == 0 {
 		return 0, nil
 	}
-	h, err := netlink.NewHandleAt(vnetns.NsHandle(ns.FD()), unix.NETLINK_NETFILTER)
-	if err != nil {
-		return 0, fmt.Errorf("open conntrack: %w", err)
-	}
-	defer h.Close()
 	total := 0
 	for _, fam := range []netlink.InetFamily{unix.AF_INET, unix.AF_INET6} {
 		if !s.needed(fam == unix.AF_INET6) {

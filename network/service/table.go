@@ -16,6 +16,8 @@ import (
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
 	"github.com/mdlayher/netlink"
+	nlink "github.com/vishvananda/netlink"
+	vnetns "github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 
 	"github.com/hypernetes/hypernetes/network/netns"
@@ -45,8 +47,17 @@ type Table struct {
 	suspect []chain
 	inside  [2]bool
 	build   bool
+	// unsure is set by reading: a former process may have died between its transaction
+	// and what has to follow.
+	unsure bool
 	// forget are flows a former Sync could not delete.
 	forget map[front]entry
+	// clients may be remembered, as there are or were Services with affinity.
+	clients bool
+	// Sockets are kept: closing one waits until the kernel has freed all that the last
+	// transaction deleted.
+	nft *nftables.Conn
+	ct  *nlink.Handle
 	// batch is batchOps, except in tests, as is committed.
 	batch     int
 	committed func()
@@ -68,13 +79,14 @@ func Open(ns *netns.NS, o Options) (*Table, error) {
 	}
 	t := &Table{ns: ns, opts: o, batch: batchOps, forget: map[front]entry{}, committed: func() {}}
 	if err := t.load(); err != nil {
+		t.failed()
 		return nil, err
 	}
 	if t.build {
 		if err := t.apply(context.Background(), &change{}, new(Stats)); err != nil {
+			t.failed()
 			return nil, err
 		}
-		return t, t.load()
 	}
 	return t, nil
 }
@@ -87,79 +99,133 @@ func (t *Table) Resync() { t.cur = nil }
 // several, between which each Service is as it was or as it will be.
 func (t *Table) Sync(ctx context.Context, services []Service) (Stats, error) {
 	var stats Stats
+	err := t.sync(ctx, services, &stats)
+	if err != nil {
+		t.failed()
+	}
+	return stats, err
+}
+
+func (t *Table) sync(ctx context.Context, services []Service, stats *Stats) error {
 	want, err := desired(services)
 	if err != nil {
-		return stats, err
+		return err
 	}
 	fresh := false
 	if t.cur == nil || time.Since(t.read) > resyncEvery {
 		if err := t.load(); err != nil {
-			return stats, err
+			return err
 		}
 		fresh = true
 	}
 	c := plan(t.cur, want)
 	maps.Copy(t.forget, c.moved) // whatever comes of it
-	if err := t.apply(ctx, c, &stats); err != nil {
-		t.cur = nil
+	if err := t.apply(ctx, c, stats); err != nil {
 		if fresh || ctx.Err() != nil {
-			return stats, err
+			return err
 		}
 		// Something is not as we left it: look, and try once more.
+		t.failed()
 		log.G(ctx).WithError(err).Warn("service table differs from what was written, reading it again")
 		if err := t.load(); err != nil {
-			return stats, err
+			return err
 		}
 		if want, err = desired(services); err != nil {
-			return stats, err
+			return err
 		}
 		c = plan(t.cur, want)
 		maps.Copy(t.forget, c.moved)
-		if err := t.apply(ctx, c, &stats); err != nil {
-			t.cur = nil
-			return stats, err
+		if err := t.apply(ctx, c, stats); err != nil {
+			return err
 		}
-		fresh = true
 	}
 	unused := c.unused
 	for _, k := range unused {
 		want.classes[k] = struct{}{}
 	}
 	t.cur = want
-	if fresh {
-		// A former process may have died between its transaction and its clean-up.
+	if t.unsure {
 		maps.Copy(t.forget, want.fronts)
 	}
 	if len(unused) > keptClasses {
 		if err := t.dropClasses(unused); err != nil {
-			t.cur = nil
-			return stats, err
+			return err
 		}
 		for _, k := range unused {
 			delete(want.classes, k)
 		}
 	}
 	if len(t.forget) == 0 {
-		return stats, nil
+		t.unsure = false
+		return nil
 	}
-	if err := t.forgetClients(&stats); err != nil {
-		return stats, err
+	affine := false
+	for k := range want.classes {
+		affine = affine || k.class.affinity() > 0
 	}
-	n, err := newStale(t.forget, want.fronts).forget(t.ns)
+	if t.clients || affine || t.unsure {
+		if err := t.forgetClients(stats); err != nil {
+			return err
+		}
+		t.clients = affine
+	}
+	h, err := t.conntrack()
+	if err != nil {
+		return err
+	}
+	n, err := newStale(t.forget, want.fronts).forget(h)
 	stats.Flows += n
 	if err == nil {
-		t.forget = map[front]entry{}
+		t.forget, t.unsure = map[front]entry{}, false
 	}
-	return stats, err
+	return err
+}
+
+// Close lets go of the kernel; the table stays as it is.
+func (t *Table) Close() error {
+	var err error
+	if t.nft != nil {
+		err = t.nft.CloseLasting()
+	}
+	if t.ct != nil {
+		t.ct.Close()
+	}
+	t.nft, t.ct, t.cur = nil, nil, nil
+	return err
+}
+
+// failed makes sure that nobody reads what is left of an exchange that went wrong.
+func (t *Table) failed() {
+	_ = t.Close()
 }
 
 func (t *Table) conn() (*nftables.Conn, error) {
-	return t.ns.NFTables(nftables.WithSockOptions(func(c *netlink.Conn) error {
+	if t.nft != nil {
+		return t.nft, nil
+	}
+	c, err := t.ns.NFTables(nftables.AsLasting(), nftables.WithSockOptions(func(c *netlink.Conn) error {
 		if err := c.SetWriteBuffer(sendBuffer); err != nil {
 			return err
 		}
 		return c.SetReadBuffer(recvBuffer)
 	}))
+	if err != nil {
+		return nil, fmt.Errorf("open nf_tables: %w", err)
+	}
+	t.nft = c
+	return c, nil
+}
+
+func (t *Table) conntrack() (*nlink.Handle, error) {
+	if t.ct != nil {
+		return t.ct, nil
+	}
+	h, err := nlink.NewHandleAt(vnetns.NsHandle(t.ns.FD()), unix.NETLINK_NETFILTER)
+	if err != nil {
+		return nil, fmt.Errorf("open conntrack: %w", err)
+	}
+	t.ct = h
+	return h, nil
 }
 
 // apply brings a plan to the kernel.
@@ -401,7 +467,7 @@ func (t *Table) forgetClients(stats *Stats) error {
 
 // load reads the table, and finds what of the frame has to be made again.
 func (t *Table) load() error {
-	t.cur, t.suspect, t.inside, t.build = nil, nil, [2]bool{}, false
+	t.cur, t.suspect, t.inside, t.build, t.unsure = nil, nil, [2]bool{}, false, true
 	conn, err := t.conn()
 	if err != nil {
 		return err

@@ -266,8 +266,19 @@ func TestConnectionsSurvive(t *testing.T) {
 	if s, _, err := hear(udp, "udp", patience); s != "b" || err != nil {
 		t.Errorf("UDP flow still at the endpoint that is gone: %q, %v", s, err)
 	}
+	// A process that was killed before it could delete flows: the next one does.
+	nft := must(r.edge.NFTables())(t)
+	key := []byte(front{addr: clusterIP4, proto: unix.IPPROTO_UDP, port: 80}.indexKey(0))
+	check(t, nft.SetDeleteElements(setEndpoints.definition(false), []nftables.SetElement{{Key: key}}))
+	check(t, nft.SetAddElements(setEndpoints.definition(false), []nftables.SetElement{{Key: key, Val: []byte(addrPortVal(netip.AddrPortFrom(a.v4, 80)))}}))
+	check(t, nft.Flush())
 	r.table = must(Open(r.edge, options))(t)
-	r.sync(web(true, b))
+	if st := r.sync(web(true, a)); st.Flows == 0 {
+		t.Errorf("no flow removed: %+v", st)
+	}
+	if s, _, err := hear(udp, "udp", patience); s != "a" || err != nil {
+		t.Errorf("UDP flow still at the endpoint that is gone: %q, %v", s, err)
+	}
 	alive("another process")
 	r.sync()
 	alive("its Service's end")
@@ -407,7 +418,7 @@ func TestKilledBetweenBatches(t *testing.T) {
 	r.sync(many(a)...)
 	target := many(a, b)
 	for n := 1; ; n++ {
-		var tab Table = *must(Open(r.edge, options))(t)
+		tab := must(Open(r.edge, options))(t)
 		ctx, kill := context.WithCancel(t.Context())
 		tab.batch = 12
 		left := 1
@@ -418,6 +429,7 @@ func TestKilledBetweenBatches(t *testing.T) {
 		}
 		_, err := tab.Sync(ctx, target)
 		kill()
+		check(t, tab.Close())
 		for i := range 30 {
 			c.want("tcp", netip.AddrFrom4([4]byte{10, 96, 1, byte(i + 1)}), 80, "", "192.168.0.10")
 		}

@@ -74,7 +74,10 @@ func (e *Edge) ensure(ctx context.Context, s Spec) error {
 	if err != nil {
 		return err
 	}
-	var own []netip.Prefix
+	own := []netip.Prefix{netip.MustParsePrefix("127.0.0.1/8")}
+	if e.m.ipv6 {
+		own = append(own, netip.MustParsePrefix("::1/128"))
+	}
 	for _, a := range append(slices.Clone(s.Gateways), s.Local...) {
 		if p := host(a); (a.Is4() || e.m.ipv6) && !slices.Contains(own, p) {
 			own = append(own, p)
@@ -327,6 +330,8 @@ func (e *Edge) syncReach(vx netlink.Link) error {
 		}
 	}
 	t := e.transit
+	add(route{dst: host(t.node4), link: up.Attrs().Index})
+	add(route{dst: host(t.node6), link: up.Attrs().Index})
 	add(route{dst: netip.PrefixFrom(netip.IPv4Unspecified(), 0), gw: t.node4, link: up.Attrs().Index})
 	add(route{dst: netip.PrefixFrom(netip.IPv6Unspecified(), 0), gw: t.node6, link: up.Attrs().Index})
 	near(neighbour{up.Attrs().Index, t.node4, nodeMAC})

@@ -448,6 +448,10 @@ func (e *Edge) expose(s Spec) error {
 			want = append(want, route{dst: p, gw: gw, link: link.Attrs().Index})
 		}
 	}
+	want = append(want, route{dst: host(t.here4), link: link.Attrs().Index})
+	if m.ipv6 {
+		want = append(want, route{dst: host(t.here6), link: link.Attrs().Index})
+	}
 	announce := map[netip.Addr]bool{}
 	for _, x := range s.External {
 		if x.Target.IsValid() && !x.Announce {

@@ -91,9 +91,13 @@ func syncAddresses(h *netlink.Handle, l netlink.Link, want []netip.Prefix) error
 		if !missingOnes[p] {
 			continue
 		}
-		a := &netlink.Addr{IPNet: ipNet(p)}
+		// Routes are ours to make, so that they can be repaired.
+		a := &netlink.Addr{IPNet: ipNet(p), Flags: unix.IFA_F_NOPREFIXROUTE}
 		if p.Addr().Is6() {
-			a.Flags = unix.IFA_F_NODAD
+			a.Flags |= unix.IFA_F_NODAD
+		}
+		if p.Addr().IsLoopback() { // as the kernel made them
+			a.Flags, a.Scope = 0, int(netlink.SCOPE_HOST)
 		}
 		if err := h.AddrReplace(l, a); err != nil {
 			return fmt.Errorf("give %s to %s: %w", p, l.Attrs().Name, err)

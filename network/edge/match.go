@@ -116,26 +116,22 @@ type load struct {
 	base         expr.PayloadBase
 	offset, size uint32
 	meta         expr.MetaKey
-	ct           bool
 }
 
 var (
-	inLink   = load{meta: expr.MetaKeyIIFNAME, size: 16}
-	outLink  = load{meta: expr.MetaKeyOIFNAME, size: 16}
-	ether    = load{base: expr.PayloadBaseLLHeader, offset: 6, size: 6}
-	source4  = load{base: expr.PayloadBaseNetworkHeader, offset: 12, size: 4}
-	source6  = load{base: expr.PayloadBaseNetworkHeader, offset: 8, size: 16}
-	dest4    = source4.destination()
-	dest6    = source6.destination()
-	original = load{ct: true, size: 16} // the destination before translation
+	inLink  = load{meta: expr.MetaKeyIIFNAME, size: 16}
+	outLink = load{meta: expr.MetaKeyOIFNAME, size: 16}
+	ether   = load{base: expr.PayloadBaseLLHeader, offset: 6, size: 6}
+	source4 = load{base: expr.PayloadBaseNetworkHeader, offset: 12, size: 4}
+	source6 = load{base: expr.PayloadBaseNetworkHeader, offset: 8, size: 16}
+	dest4   = source4.destination()
+	dest6   = source6.destination()
 )
 
 func (l load) destination() load { l.offset += l.size; return l }
 
 func (l load) expr(r uint32) expr.Any {
 	switch {
-	case l.ct:
-		return &expr.Ct{Key: expr.CtKeyDST, Register: r, Direction: 0}
 	case l.meta != 0:
 		return &expr.Meta{Key: l.meta, Register: r}
 	default:

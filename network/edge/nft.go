@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"github.com/google/nftables"
+	"github.com/google/nftables/binaryutil"
 	"github.com/google/nftables/expr"
 	"github.com/google/nftables/userdata"
 	"github.com/mdlayher/netlink"
@@ -98,6 +99,9 @@ func (r ruleset) setRef(t *nftables.Table, i int) *nftables.Set {
 		key = nftables.MustConcatSetType(s.key...)
 	}
 	out := &nftables.Set{Table: t, ID: uint32(i + 1), Name: s.name, KeyType: key, Concatenation: len(s.key) > 1, Dynamic: s.dynamic, Size: s.size}
+	if s.key[0].Name == nftables.TypeIFName.Name && len(s.key) == 1 {
+		out.KeyByteOrder = binaryutil.NativeEndian // for nft's listing
+	}
 	if s.data != nil {
 		out.IsMap, out.DataType = true, *s.data
 	}

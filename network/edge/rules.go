@@ -94,6 +94,20 @@ func edgeRules(s Spec, t transit, overlay4, overlay6 netip.Addr) ruleset {
 	pods.rules = append(pods.rules,
 		rule(from(linkLocal6), drop()))
 
+	// From the node, before translation: what may come in at all.
+	doors := chain{name: "doors", kind: nftables.ChainTypeFilter, hook: nftables.ChainHookPrerouting, priority: -150, rules: [][]expr.Any{
+		rule(iifNot(uplinkName), accept()),
+		rule(state(ctEstablished|ctRelated), accept()),
+		rule(v4(), inSet("inbound4", dest4), accept()),
+		rule(v6(), inSet("inbound6", dest6), accept()),
+	}}
+	if s.Routed {
+		for _, p := range s.Subnets {
+			doors.rules = append(doors.rules, rule(to(p), accept()))
+		}
+	}
+	doors.rules = append(doors.rules, rule(drop()))
+
 	dnat := chain{name: "floating_in", kind: nftables.ChainTypeNAT, hook: nftables.ChainHookPrerouting, priority: -110, rules: [][]expr.Any{
 		rule(v4(), natByMap(expr.NATTypeDestNAT, "floating4", dest4)),
 		rule(v6(), natByMap(expr.NATTypeDestNAT, "floating6", dest6)),
@@ -131,8 +145,7 @@ func edgeRules(s Spec, t transit, overlay4, overlay6 netip.Addr) ruleset {
 		rule(iif(overlayLinks+"*"), drop()),
 		// From the node what an address of this edge was translated for.
 		rule(iif(uplinkName), oif(uplinkName), drop()),
-		rule(iif(uplinkName), status(statusDNAT), v4(), inSet("inbound4", original), accept()),
-		rule(iif(uplinkName), status(statusDNAT), v6(), inSet("inbound6", original), accept()),
+		rule(iif(uplinkName), status(statusDNAT), accept()),
 	}}
 	if s.Routed {
 		for _, p := range s.Subnets {
@@ -172,6 +185,6 @@ func edgeRules(s Spec, t transit, overlay4, overlay6 netip.Addr) ruleset {
 	}
 	snat.rules = append(snat.rules, rule(iif(uplinkName), oif(overlayLinks+"*"), v6(), nat(expr.NATTypeSourceNAT, netip.AddrPortFrom(overlay6, 0))))
 
-	r.chains = []chain{spoof, pods, dnat, input, mss, forward, snat}
+	r.chains = []chain{spoof, pods, doors, dnat, input, mss, forward, snat}
 	return r
 }

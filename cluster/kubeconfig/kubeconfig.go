@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"syscall"
 
+	"github.com/containerd/errdefs"
 	"sigs.k8s.io/yaml"
 
 	"github.com/hypernetes/hypernetes/cluster/atomicfile"
@@ -29,6 +30,8 @@ type Entry struct {
 	CertFile, KeyFile string
 	// Token is written instead of a certificate if set.
 	Token string
+	// Namespace of the context; "default" if empty.
+	Namespace string
 }
 
 // doc keeps a kubeconfig as plain maps so that fields this program does not know
@@ -108,6 +111,80 @@ func UserPath() (string, error) {
 	return filepath.Join(home, ".kube", "config"), nil
 }
 
+// Load returns the selected context of the file at path with the credentials themselves,
+// also where the file only names files. Credentials that programs print (exec plugins)
+// are errdefs.ErrNotImplemented.
+func Load(path string) (Entry, error) {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return Entry{}, err
+	}
+	type file struct {
+		Name    string
+		Cluster struct {
+			Server string
+			Data   []byte `json:"certificate-authority-data"`
+			File   string `json:"certificate-authority"`
+		}
+		User struct {
+			Cert     []byte `json:"client-certificate-data"`
+			CertFile string `json:"client-certificate"`
+			Key      []byte `json:"client-key-data"`
+			KeyFile  string `json:"client-key"`
+			Token    string
+			Exec     any
+		}
+		Context struct{ Cluster, User, Namespace string }
+	}
+	var d struct {
+		Clusters, Users, Contexts []file
+		Current                   string `json:"current-context"`
+	}
+	if err := yaml.Unmarshal(b, &d); err != nil {
+		return Entry{}, fmt.Errorf("kubeconfig %s: %w: %w", path, err, errdefs.ErrInvalidArgument)
+	}
+	find := func(list []file, kind, name string) (file, error) {
+		for _, f := range list {
+			if f.Name == name {
+				return f, nil
+			}
+		}
+		return file{}, fmt.Errorf("kubeconfig %s: no %s %q: %w", path, kind, name, errdefs.ErrInvalidArgument)
+	}
+	context, err := find(d.Contexts, "context", d.Current)
+	if err != nil {
+		return Entry{}, err
+	}
+	cluster, err := find(d.Clusters, "cluster", context.Context.Cluster)
+	if err != nil {
+		return Entry{}, err
+	}
+	user, err := find(d.Users, "user", context.Context.User)
+	if err != nil {
+		return Entry{}, err
+	}
+	if user.User.Exec != nil {
+		return Entry{}, fmt.Errorf("kubeconfig %s: user %s has its credentials from a program, which h8s does not run: %w", path, user.Name, errdefs.ErrNotImplemented)
+	}
+	e := Entry{Name: d.Current, Server: cluster.Cluster.Server, CA: cluster.Cluster.Data, Cert: user.User.Cert, Key: user.User.Key,
+		Token: user.User.Token, Namespace: context.Context.Namespace}
+	for _, f := range []struct {
+		into *[]byte
+		name string
+	}{{&e.CA, cluster.Cluster.File}, {&e.Cert, user.User.CertFile}, {&e.Key, user.User.KeyFile}} {
+		if len(*f.into) > 0 || f.name == "" {
+			continue
+		}
+		if !filepath.IsAbs(f.name) {
+			f.name = filepath.Join(filepath.Dir(path), f.name)
+		}
+		if *f.into, err = os.ReadFile(f.name); err != nil {
+			return Entry{}, fmt.Errorf("kubeconfig %s: %w", path, err)
+		}
+	}
+	return e, nil
+}
+
 func read(path string) (doc, error) {
 	b, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -137,7 +214,11 @@ func put(d doc, e Entry) {
 		user = doc{"client-certificate": e.CertFile, "client-key": e.KeyFile}
 	}
 	add("users", "user", user)
-	add("contexts", "context", doc{"cluster": e.Name, "user": e.Name})
+	context := doc{"cluster": e.Name, "user": e.Name}
+	if e.Namespace != "" {
+		context["namespace"] = e.Namespace
+	}
+	add("contexts", "context", context)
 	d["current-context"] = e.Name
 }
 

@@ -3,8 +3,11 @@ package kubeconfig
 import (
 	"os"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"testing"
+
+	"github.com/containerd/errdefs"
 )
 
 var entry = Entry{Name: "h8s", Server: "https://127.0.0.1:6443", CA: []byte("ca"), Cert: []byte("crt"), Key: []byte("key")}
@@ -126,5 +129,40 @@ func TestMergeKeepsTheFileAsItIsKept(t *testing.T) {
 	}
 	if b, err := os.ReadFile(kept); err != nil || !strings.Contains(string(b), entry.Server) {
 		t.Errorf("%s %v", b, err)
+	}
+}
+
+func TestLoad(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "config")
+	want := Entry{Name: "x", Server: "https://127.0.0.1:1", CA: []byte("ca"), Cert: []byte("cert"), Key: []byte("key"), Namespace: "web"}
+	if err := Write(path, want); err != nil {
+		t.Fatal(err)
+	}
+	got, err := Load(path)
+	if err != nil || !reflect.DeepEqual(got, want) {
+		t.Errorf("%+v %v", got, err)
+	}
+	for text, class := range map[string]func(error) bool{
+		"[":                    errdefs.IsInvalidArgument,
+		"{}":                   errdefs.IsInvalidArgument,
+		"current-context: none": errdefs.IsInvalidArgument,
+		`{current-context: a, contexts: [{name: a, context: {cluster: a, user: a}}], clusters: [{name: a, cluster: {server: s}}], users: [{name: a, user: {exec: {command: x}}}]}`: errdefs.IsNotImplemented,
+	} {
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := Load(path); !class(err) {
+			t.Errorf("%s: %v", text, err)
+		}
+	}
+	if err := os.WriteFile(filepath.Join(filepath.Dir(path), "c.pem"), []byte("cert"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	text := `{current-context: a, contexts: [{name: a, context: {cluster: a, user: a}}], clusters: [{name: a, cluster: {server: s}}], users: [{name: a, user: {client-certificate: c.pem, token: t}}]}`
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if e, err := Load(path); err != nil || string(e.Cert) != "cert" || e.Token != "t" {
+		t.Errorf("%+v %v", e, err)
 	}
 }

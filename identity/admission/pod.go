@@ -17,6 +17,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	v1alpha1 "github.com/hypernetes/hypernetes/api/hypernetes/v1alpha1"
+	"github.com/hypernetes/hypernetes/network/probe"
 )
 
 // maxNICs of a Pod, the first among them.
@@ -48,8 +49,8 @@ func shapePod(pod *corev1.Pod, tenant *v1alpha1.Tenant, rewrite func(*corev1.Pod
 		return refusef("spec.runtimeClassName: %s: tenant %s may use %s: use one of these, or leave it out", class, tenant.Name, strings.Join(allowed, ", "))
 	}
 	if !hyper(class) {
-		if at := networkProbe(pod); at != "" {
-			return refusef("%s: a Pod of RuntimeClass %s is probed by the node, which has no way into its Network: use an exec probe", at, class)
+		if at := probe.Network(pod); len(at) > 0 {
+			return refusef("%s: a Pod of RuntimeClass %s is probed by the node, which has no way into its Network: use an exec probe", strings.Join(at, ", "), class)
 		}
 		return nil
 	}
@@ -60,48 +61,6 @@ func shapePod(pod *corev1.Pod, tenant *v1alpha1.Tenant, rewrite func(*corev1.Pod
 		return err
 	}
 	return nil
-}
-
-// networkProbe is the first field of a probe or hook that would be dialled, or empty.
-func networkProbe(pod *corev1.Pod) string {
-	for _, l := range []struct {
-		field      string
-		containers []corev1.Container
-	}{{"containers", pod.Spec.Containers}, {"initContainers", pod.Spec.InitContainers}} {
-		for i, c := range l.containers {
-			at := fmt.Sprintf("spec.%s[%d].", l.field, i)
-			for _, p := range []struct {
-				field string
-				probe *corev1.Probe
-			}{{"livenessProbe", c.LivenessProbe}, {"readinessProbe", c.ReadinessProbe}, {"startupProbe", c.StartupProbe}} {
-				switch {
-				case p.probe == nil:
-				case p.probe.HTTPGet != nil:
-					return at + p.field + ".httpGet"
-				case p.probe.TCPSocket != nil:
-					return at + p.field + ".tcpSocket"
-				case p.probe.GRPC != nil:
-					return at + p.field + ".grpc"
-				}
-			}
-			if c.Lifecycle == nil {
-				continue
-			}
-			for _, h := range []struct {
-				field string
-				hook  *corev1.LifecycleHandler
-			}{{"postStart", c.Lifecycle.PostStart}, {"preStop", c.Lifecycle.PreStop}} {
-				switch {
-				case h.hook == nil:
-				case h.hook.HTTPGet != nil:
-					return at + "lifecycle." + h.field + ".httpGet"
-				case h.hook.TCPSocket != nil:
-					return at + "lifecycle." + h.field + ".tcpSocket"
-				}
-			}
-		}
-	}
-	return ""
 }
 
 var annotations = struct{ networks, address string }{

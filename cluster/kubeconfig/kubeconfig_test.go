@@ -143,8 +143,8 @@ func TestLoad(t *testing.T) {
 		t.Errorf("%+v %v", got, err)
 	}
 	for text, class := range map[string]func(error) bool{
-		"[":                    errdefs.IsInvalidArgument,
-		"{}":                   errdefs.IsInvalidArgument,
+		"[":                     errdefs.IsInvalidArgument,
+		"{}":                    errdefs.IsInvalidArgument,
 		"current-context: none": errdefs.IsInvalidArgument,
 		`{current-context: a, contexts: [{name: a, context: {cluster: a, user: a}}], clusters: [{name: a, cluster: {server: s}}], users: [{name: a, user: {exec: {command: x}}}]}`: errdefs.IsNotImplemented,
 	} {

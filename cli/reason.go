@@ -40,6 +40,9 @@ var reasons = []Reason{
 	{"H8S_BUSY", 20, "Another h8s command is at work on this node; wait for it or see h8s status."},
 	{"H8S_JOIN", 21, "On the server, h8s token create prints a token with the command line to join with; h8s node list shows the nodes there are."},
 	{"H8S_BLOCKED", 22, "Mend what the Pods named need (a replica more, a looser budget) and repeat it, or use --force or a longer --timeout."},
+	{"H8S_NOT_READY", 23, "The controllers go on by themselves: h8s tenant describe and h8s network describe show how far they are."},
+	{"H8S_NO_TALK", 24, "The lines above say which side forbids it; h8s kubectl get networkpolicies -A lists the policies."},
+	{"H8S_NOT_SIGNED", 25, "The message says what is refused; h8s tenant kubeconfig --help says what may be asked for."},
 	{"H8S_INTERRUPTED", 130, "The node goes on in the background: h8s status shows it, h8s down stops it."},
 }
 

@@ -55,6 +55,7 @@ own network and file systems stay as they are. The API server is published on
 	root.AddCommand(
 		newUpCommand(), newDownCommand(), newStatusCommand(), newResetCommand(), newDoctorCommand(),
 		newLogsCommand(), newKubectlCommand(), newServerCommand(), newAgentCommand(), newTokenCommand(),
+		newTenantCommand(), newNetworkCommand(), newApplyCommand(), newConvertCommand(),
 		newNodeCommand(), newDevCommand(), newImageCommand(), newVersionCommand(),
 		newSuperviseCommand(), newAnchorCommand(),
 	)

@@ -2,7 +2,7 @@ package service
 
 import (
 	"encoding/json"
-	"fmt"
+	"math/rand/v2"
 	"net/netip"
 	"slices"
 	"strings"
@@ -199,25 +199,105 @@ func FuzzFrom(f *testing.F) {
 		if !ok {
 			return
 		}
-		for _, p := range out.Ports {
-			for _, e := range append(p.Internal, p.External...) {
-				if !usable(e.Address.Addr()) || e.Address.Port() == 0 {
-					t.Fatalf("endpoint %s", e.Address)
-				}
-			}
-		}
-		want, err := desired([]Service{out})
-		if err != nil {
-			return
-		}
-		c := plan(newState(), want)
-		for _, u := range append(c.units, c.prelude) {
-			for _, o := range u {
-				if o.String() == "" {
-					t.Fatal(o)
-				}
-			}
-		}
-		_ = fmt.Sprint(c.classes)
+		sane(t, out)
 	})
+}
+
+// sane checks what must hold for whatever was asked for.
+func sane(t *testing.T, out Service) {
+	t.Helper()
+	for _, p := range out.Ports {
+		for _, e := range slices.Concat(p.Internal, p.External) {
+			if !usable(e.Address.Addr()) || e.Address.Port() == 0 {
+				t.Fatalf("endpoint %s", e.Address)
+			}
+		}
+	}
+	want, err := desired([]Service{out})
+	if err != nil {
+		return
+	}
+	c := plan(newState(), want)
+	for _, u := range append(c.units, c.prelude) {
+		for _, o := range u {
+			if n := addrLen(o.v6); len(o.key) < n || o.set == setEndpoints && len(o.val) != n+4 {
+				t.Fatal(o)
+			}
+		}
+	}
+	for k := range want.classes {
+		for _, r := range k.chain().rules {
+			if _, err := tag(r); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+}
+
+// TestFromRandom asks for what validation would never let through.
+func TestFromRandom(t *testing.T) {
+	rnd := rand.New(rand.NewPCG(3, 4))
+	some := func(list ...string) string { return list[rnd.IntN(len(list))] }
+	addr := func() string {
+		return some("", "None", "10.0.0.1", "10.0.0.2", "fd00::1", "::ffff:10.0.0.1", "::1", "127.0.0.1", "169.254.169.254", "fe80::1%eth0", "0.0.0.0", "224.0.0.1", "300.1.1.1", "10.0.0.1/8", "01.2.3.4")
+	}
+	maybe := func() *bool {
+		b := rnd.IntN(2) == 0
+		if rnd.IntN(3) == 0 {
+			return nil
+		}
+		return &b
+	}
+	number := func() int32 { return []int32{0, -1, 1, 80, 8080, 65535, 65536, 1 << 30}[rnd.IntN(8)] }
+	proto := func() corev1.Protocol { return corev1.Protocol(some("", "TCP", "UDP", "SCTP", "tcp", "X")) }
+	for range 5000 {
+		svc := &corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: some("", "ns"), Name: some("", "web")}}
+		svc.Spec.ClusterIP, svc.Spec.Type = addr(), corev1.ServiceType(some("", "ClusterIP", "LoadBalancer", "ExternalName", "X"))
+		for range rnd.IntN(3) {
+			svc.Spec.ClusterIPs = append(svc.Spec.ClusterIPs, addr())
+		}
+		for range rnd.IntN(4) {
+			svc.Spec.Ports = append(svc.Spec.Ports, corev1.ServicePort{Name: some("", "a"), Port: number(), Protocol: proto()})
+		}
+		for range rnd.IntN(3) {
+			svc.Spec.LoadBalancerSourceRanges = append(svc.Spec.LoadBalancerSourceRanges, some("", " 10.0.0.0/8", "10.1.2.3/16", "::/0", "0.0.0.0/0", "x", "1.2.3.4", "fd00::/200"))
+		}
+		svc.Spec.SessionAffinity = corev1.ServiceAffinity(some("", "None", "ClientIP"))
+		if rnd.IntN(2) == 0 {
+			n := number()
+			svc.Spec.SessionAffinityConfig = &corev1.SessionAffinityConfig{ClientIP: &corev1.ClientIPConfig{TimeoutSeconds: &n}}
+		}
+		svc.Spec.ExternalTrafficPolicy = corev1.ServiceExternalTrafficPolicy(some("", "Local", "Cluster", "X"))
+		policy := corev1.ServiceInternalTrafficPolicy(some("", "Local", "Cluster"))
+		svc.Spec.InternalTrafficPolicy = &policy
+		var list []*discoveryv1.EndpointSlice
+		for range rnd.IntN(4) {
+			sl := &discoveryv1.EndpointSlice{ObjectMeta: metav1.ObjectMeta{Namespace: svc.Namespace}, AddressType: discoveryv1.AddressType(some("IPv4", "IPv6", "FQDN", ""))}
+			for range rnd.IntN(3) {
+				name, pr, n := some("", "a"), proto(), number()
+				sp := discoveryv1.EndpointPort{Name: &name, Protocol: &pr, Port: &n}
+				if rnd.IntN(4) == 0 {
+					sp = discoveryv1.EndpointPort{}
+				}
+				sl.Ports = append(sl.Ports, sp)
+			}
+			for range rnd.IntN(5) {
+				node := some("", "me", "you")
+				e := discoveryv1.Endpoint{NodeName: &node, Conditions: discoveryv1.EndpointConditions{Ready: maybe(), Serving: maybe(), Terminating: maybe()}}
+				for range rnd.IntN(3) {
+					e.Addresses = append(e.Addresses, addr())
+				}
+				if rnd.IntN(2) == 0 {
+					e.Hints = &discoveryv1.EndpointHints{ForZones: []discoveryv1.ForZone{{Name: some("", "east")}}}
+				}
+				sl.Endpoints = append(sl.Endpoints, e)
+			}
+			list = append(list, sl)
+		}
+		a, _ := netip.ParseAddr(addr())
+		out, ok := Select{Node: some("", "me"), Zone: some("", "east"), External: []netip.Addr{a}}.From(svc, list)
+		if ok {
+			sane(t, out)
+		}
+	}
 }

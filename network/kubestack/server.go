@@ -151,7 +151,15 @@ func observe(ctx context.Context, q any, info *grpc.UnaryServerInfo, handler grp
 	start := time.Now()
 	out, err := handler(ctx, q)
 	if err != nil {
-		log.G(ctx).WithError(err).WithField("verb", filepath.Base(info.FullMethod)).Warn("call")
+		l := log.G(ctx).WithError(err).WithField("verb", filepath.Base(info.FullMethod))
+		if a, ok := q.(*api.AttachRequest); ok {
+			l = l.WithField("pod", a.PodNamespace+"/"+a.PodName)
+		}
+		if _, asked := q.(*api.StatusRequest); asked {
+			l.Debug("call") // the runtime asks all the time
+		} else {
+			l.Warn("call")
+		}
 		err = class(err)
 	}
 	callSeconds.WithLabelValues(filepath.Base(info.FullMethod), status.Code(err).String()).Observe(time.Since(start).Seconds())

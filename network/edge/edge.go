@@ -119,7 +119,8 @@ type Manager struct {
 	node  sync.Mutex
 	nl    *netlink.Handle
 	host  Host
-	known bool // SetHost was called
+	known bool           // SetHost was called
+	taken map[int]string // uplinks given to edges that may not have them yet
 }
 
 // Edge is one edge that exists.
@@ -149,7 +150,7 @@ func New(cfg Config) (*Manager, error) {
 	if err := os.MkdirAll(cfg.Dir, 0o755); err != nil {
 		return nil, err
 	}
-	m := &Manager{cfg: cfg, ns: cfg.NS, edges: map[string]*Edge{}}
+	m := &Manager{cfg: cfg, ns: cfg.NS, edges: map[string]*Edge{}, taken: map[int]string{}}
 	if m.ns == nil {
 		ns, err := netns.Current()
 		if err != nil {
@@ -204,8 +205,8 @@ func (m *Manager) adopt(id string, ns *netns.NS) (*Edge, error) {
 		return nil, fmt.Errorf("edge %s: %w", id, err)
 	}
 	e := &Edge{m: m, id: id, ns: ns, nl: nl}
-	if i, ok := m.transitOf(id); ok {
-		e.transit = transitAt(i)
+	if t, ok := m.transitOf(e); ok {
+		e.transit = t
 	}
 	m.edges[id] = e
 	return e, nil
@@ -256,10 +257,17 @@ func (m *Manager) create(id string) (*Edge, error) {
 }
 
 // Ensure makes the edge or changes what differs, drift by others included, and leaves
-// the rest alone: established connections live on.
+// the rest alone: established connections live on. It fails with errdefs.ErrUnavailable
+// before the first SetHost: what guards the node comes before links that lead to it.
 func (m *Manager) Ensure(ctx context.Context, s Spec) (*Edge, error) {
 	if err := s.validate(); err != nil {
 		return nil, err
+	}
+	m.node.Lock()
+	known := m.known
+	m.node.Unlock()
+	if !known {
+		return nil, fmt.Errorf("edge %s: the node's own rules are not set yet: %w", s.Name, errdefs.ErrUnavailable)
 	}
 	for {
 		e, err := m.create(s.ID)

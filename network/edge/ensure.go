@@ -56,13 +56,11 @@ func (e *Edge) ensure(ctx context.Context, s Spec) error {
 	}
 	// The address of the uplink is part of the rules, and the rules come before the links.
 	if !e.transit.node4.IsValid() {
-		e.m.node.Lock()
-		i, err := e.m.freeTransit(e.id)
-		e.m.node.Unlock()
+		t, err := e.m.takeTransit(e.id)
 		if err != nil {
 			return err
 		}
-		e.transit = transitAt(i)
+		e.transit = t
 	}
 	if err := e.syncTable(s); err != nil {
 		return err

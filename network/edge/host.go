@@ -241,7 +241,11 @@ func (m *Manager) syncHost(id string, d *doors) error {
 	for _, a := range all {
 		nodes["nodes"+family(a)][key(a.AsSlice())] = ""
 	}
-	return hostRules(m.host, m.cfg.VXLANPort).sync(m.ns, func(have map[string]elements) map[string]elements {
+	rules := hostRules(m.host, m.cfg.VXLANPort)
+	if !m.known {
+		rules.chains = nil // a former process' rules stand until we know better
+	}
+	return rules.sync(m.ns, func(have map[string]elements) map[string]elements {
 		want := map[string]elements{"external4": {}, "external6": {}}
 		if m.known {
 			want["nodes4"], want["nodes6"] = nodes["nodes4"], nodes["nodes6"]
@@ -280,48 +284,54 @@ func family(a netip.Addr) string {
 	return "6"
 }
 
-// transitOf is the uplink an edge has, by the address of the node's end.
-func (m *Manager) transitOf(id string) (int, bool) {
+// transitOf is the uplink an edge has, by the address of either end.
+func (m *Manager) transitOf(e *Edge) (transit, bool) {
 	m.node.Lock()
 	defer m.node.Unlock()
-	l, err := m.nl.LinkByName(nodeLinks + id)
-	if err != nil {
-		return 0, false
-	}
-	addrs, err := m.nl.AddrList(l, netlink.FAMILY_V4)
-	if err != nil {
-		return 0, false
-	}
-	for _, a := range addrs {
-		if ip, ok := netip.AddrFromSlice(a.IP); ok {
-			if i, ok := transitIndex(ip.Unmap()); ok {
-				return i, true
+	for _, x := range []struct {
+		h    *netlink.Handle
+		name string
+	}{{m.nl, nodeLinks + e.id}, {e.nl, uplinkName}} {
+		l, err := x.h.LinkByName(x.name)
+		if err != nil {
+			continue
+		}
+		addrs, err := x.h.AddrList(l, netlink.FAMILY_V4)
+		if err != nil {
+			continue
+		}
+		for _, a := range addrs {
+			if i, ok := transitIndex(addr(a.IP)); ok {
+				m.taken[i] = e.id
+				return transitAt(i), true
 			}
 		}
 	}
-	return 0, false
+	return transit{}, false
 }
 
-// freeTransit finds an uplink nobody has. m.node is held.
-func (m *Manager) freeTransit(id string) (int, error) {
+// takeTransit finds an uplink nobody has.
+func (m *Manager) takeTransit(id string) (transit, error) {
+	m.node.Lock()
+	defer m.node.Unlock()
 	addrs, err := m.nl.AddrList(nil, netlink.FAMILY_V4)
 	if err != nil {
-		return 0, err
+		return transit{}, fmt.Errorf("node's addresses: %w", err)
 	}
 	used := map[int]bool{}
 	for _, a := range addrs {
-		if ip, ok := netip.AddrFromSlice(a.IP); ok {
-			if i, ok := transitIndex(ip.Unmap()); ok {
-				used[i] = true
-			}
+		if i, ok := transitIndex(addr(a.IP)); ok {
+			used[i] = true
 		}
 	}
 	for n := range transits {
-		if i := (transitStart(id) + n) % transits; !used[i] {
-			return i, nil
+		i := (transitStart(id) + n) % transits
+		if owner, ok := m.taken[i]; !used[i] && (!ok || owner == id) {
+			m.taken[i] = id
+			return transitAt(i), nil
 		}
 	}
-	return 0, fmt.Errorf("all %s addresses for uplinks are taken: %w", transit4, errdefs.ErrResourceExhausted)
+	return transit{}, fmt.Errorf("all %s addresses for uplinks are taken: %w", transit4, errdefs.ErrResourceExhausted)
 }
 
 // uplink makes the link between node and edge.
@@ -369,13 +379,6 @@ func (e *Edge) uplink() error {
 		if here, err = e.nl.LinkByName(uplinkName); err != nil {
 			return err
 		}
-	}
-	if !e.transit.node4.IsValid() {
-		i, err := m.freeTransit(e.id)
-		if err != nil {
-			return err
-		}
-		e.transit = transitAt(i)
 	}
 	err = m.ns.Do(func() error {
 		return setSysctls(map[string]string{
@@ -595,6 +598,11 @@ func (m *Manager) forget(id string) error {
 		}
 	} else if !missing(err) {
 		return err
+	}
+	for i, owner := range m.taken {
+		if owner == id {
+			delete(m.taken, i)
+		}
 	}
 	return m.syncHost(id, nil)
 }

@@ -63,7 +63,6 @@ func v4() []expr.Any                { return meta(expr.MetaKeyNFPROTO, expr.CmpO
 func v6() []expr.Any                { return meta(expr.MetaKeyNFPROTO, expr.CmpOpEq, []byte{unix.NFPROTO_IPV6}) }
 func l4(proto byte) []expr.Any      { return meta(expr.MetaKeyL4PROTO, expr.CmpOpEq, []byte{proto}) }
 
-func sport(p uint16) []expr.Any { return transport(0, binary.BigEndian.AppendUint16(nil, p)) }
 func dport(p uint16) []expr.Any { return transport(2, binary.BigEndian.AppendUint16(nil, p)) }
 func icmpType(t byte) []expr.Any {
 	return transport(0, []byte{t})
@@ -167,7 +166,6 @@ func local() []expr.Any {
 
 func accept() []expr.Any { return []expr.Any{&expr.Verdict{Kind: expr.VerdictAccept}} }
 func drop() []expr.Any   { return []expr.Any{&expr.Counter{}, &expr.Verdict{Kind: expr.VerdictDrop}} }
-func leave() []expr.Any  { return []expr.Any{&expr.Verdict{Kind: expr.VerdictReturn}} }
 
 func reject() []expr.Any {
 	return []expr.Any{&expr.Counter{}, &expr.Reject{Type: unix.NFT_REJECT_ICMPX_UNREACH, Code: unix.NFT_REJECT_ICMPX_ADMIN_PROHIBITED}}

@@ -86,14 +86,13 @@ func transitAt(i int) transit {
 	return t
 }
 
-// transitIndex is the inverse for the node's address.
-func transitIndex(node netip.Addr) (int, bool) {
-	if !transit4.Contains(node) {
+// transitIndex is the inverse, for either end's address.
+func transitIndex(a netip.Addr) (int, bool) {
+	if !transit4.Contains(a) {
 		return 0, false
 	}
-	b, base := node.As4(), transit4.Addr().As4()
-	d := binary.BigEndian.Uint32(b[:]) - binary.BigEndian.Uint32(base[:])
-	return int(d / 2), d%2 == 0
+	b, base := a.As4(), transit4.Addr().As4()
+	return int(binary.BigEndian.Uint32(b[:])-binary.BigEndian.Uint32(base[:])) / 2, true
 }
 
 // transitStart is where the search for a free uplink begins: where it likely was before.

@@ -7,12 +7,16 @@ import (
 	"net/http"
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/cache"
 	"sigs.k8s.io/controller-runtime/pkg/certwatcher"
+	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/webhook"
 	ctrladmission "sigs.k8s.io/controller-runtime/pkg/webhook/admission"
 
+	v1alpha1 "github.com/hypernetes/hypernetes/api/hypernetes/v1alpha1"
 	"github.com/hypernetes/hypernetes/network/probe"
 )
 
@@ -39,6 +43,15 @@ func Setup(ctx context.Context, mgr ctrl.Manager, o Options) error {
 		write:   mgr.GetClient(),
 		decoder: ctrladmission.NewDecoder(mgr.GetScheme()),
 		events:  mgr.GetEventRecorder("h8s-admission"),
+	}
+	// The caches fill when the manager starts and not when the first request waits for them.
+	for _, o := range []client.Object{
+		&corev1.Namespace{}, &corev1.Node{}, &v1alpha1.Tenant{}, &v1alpha1.TenantNamespace{}, &v1alpha1.Network{},
+		&v1alpha1.Port{}, &v1alpha1.FloatingIP{}, &v1alpha1.AddressPool{},
+	} {
+		if _, err := mgr.GetCache().GetInformer(ctx, o, cache.BlockUntilSynced(false)); err != nil {
+			return err
+		}
 	}
 	watcher, err := certwatcher.New(o.CertFile, o.KeyFile)
 	if err != nil {

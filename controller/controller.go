@@ -259,7 +259,7 @@ func New(ctx context.Context, cfg *rest.Config, o Options) (ctrl.Manager, error)
 		Controller:             config.Controller{SkipNameValidation: ptr.To(true)},
 		HealthProbeBindAddress: "0",
 		Metrics: server.Options{BindAddress: address, ExtraHandlers: map[string]http.Handler{
-			"/healthz": alive, "/readyz": ready,
+			"/healthz": http.StripPrefix("/healthz", alive), "/readyz": http.StripPrefix("/readyz", ready),
 		}},
 		Cache: cache.Options{
 			DefaultTransform: cache.TransformStripManagedFields(),

@@ -303,7 +303,9 @@ func plan(cur, want *state) *change {
 			c.units = append(c.units, unit)
 		}
 		gone := slices.ContainsFunc(old.eps, func(a netip.AddrPort) bool { return a.IsValid() && !slices.Contains(now.eps, a) })
-		if gone || !had || !has || len(old.eps) == 0 || old.class.affinity() != 0 && now.class.affinity() == 0 {
+		// TCP that found nothing there was refused; UDP may have been sent all the same.
+		born := f.proto != unix.IPPROTO_TCP && (!had || len(old.eps) == 0)
+		if gone || born || !has || old.class.affinity() != 0 && now.class.affinity() == 0 {
 			c.moved[f] = now
 		}
 	}

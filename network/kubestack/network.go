@@ -338,14 +338,14 @@ func (n *network) apply(ctx context.Context) error {
 // open opens tables and resolvers, anew if the edge was made anew.
 func (n *network) open(ctx context.Context, s *snapshot, spec edge.Spec) error {
 	ns := n.edge.NS()
-	now := opened{edge: n.edge, inode: inode(ns), gateways: fmt.Sprint(spec.Gateways)}
+	now := opened{edge: n.edge, inode: inode(ns), gateways: fmt.Sprint(spec.Gateways, spec.Subnets)}
 	upstreams, dial := n.upstreams(s.Network, ns)
 	now.upstreams = fmt.Sprint(upstreams, s.DNS)
 	was := n.opened
 	anew := was.edge != now.edge || was.inode != now.inode
 	if n.services == nil || anew || was.gateways != now.gateways {
 		v4, v6 := edge.Overlay(n.d.opts.NodeIP)
-		t, err := n.d.plane.Services(ns, service.Options{Gateways: onePerFamily(spec.Gateways), Overlay: onePerFamily([]netip.Addr{v4, v6})})
+		t, err := n.d.plane.Services(ns, service.Options{Gateways: onePerFamily(spec.Gateways), Overlay: onePerFamily([]netip.Addr{v4, v6}), Inside: spec.Subnets})
 		if err != nil {
 			return fmt.Errorf("services of %s: %w", n.key, err)
 		}

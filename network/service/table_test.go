@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"testing"
 	"time"
 
@@ -469,5 +470,42 @@ func TestClassesAreCollected(t *testing.T) {
 func TestOpenChecksOptions(t *testing.T) {
 	if _, err := Open(nil, Options{Gateways: []netip.Addr{gateway4, overlay4}}); err == nil {
 		t.Error("two gateways of a family are accepted")
+	}
+}
+
+// A client that waits for an endpoint which is gone gets to another by its next packet.
+func TestHalfOpen(t *testing.T) {
+	r := newRig(t)
+	c := r.host("client", "192.168.0.10", "fd00:1::10")
+	a := r.host("a", "192.168.0.20", "fd00:1::20")
+	b := r.host("b", "192.168.0.21", "fd00:1::21").serve()
+	h := must(a.ns.Netlink())(t)
+	check(t, h.LinkSetDown(must(h.LinkByName("eth0"))(t)))
+	h.Close()
+	r.sync(web(true, a))
+	type answer struct {
+		server string
+		err    error
+	}
+	got := make(chan answer, 1)
+	go func() {
+		s, _, err := c.ask("tcp", clusterIP4, 80, patience)
+		got <- answer{s, err}
+	}()
+	ct := must(r.table.conntrack())(t)
+	for deadline := time.Now().Add(patience); ; {
+		flows := must(ct.ConntrackTableList(netlink.ConntrackTable, unix.AF_INET))(t)
+		if slices.ContainsFunc(flows, func(f *netlink.ConntrackFlow) bool { return address(f.Reverse.SrcIP) == a.v4 }) {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatal("no connection attempt")
+		}
+	}
+	if st := r.sync(web(true, b)); st.Flows != 1 {
+		t.Errorf("%+v", st)
+	}
+	if g := <-got; g.server != "b" || g.err != nil {
+		t.Errorf("%+v", g)
 	}
 }

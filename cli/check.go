@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net/netip"
+	"net/url"
 	"slices"
 	"strconv"
 	"strings"
@@ -50,7 +51,6 @@ The exit code is 0 if there is a port they can talk on.`,
 	output := readOutputFlag(cmd)
 	cmd.Flags().StringVar(&port, "port", "", "port number, 53/UDP for another protocol than TCP")
 	cmd.Flags().StringVar(&service, "service", "", "Service by which POD_A would reach POD_B, [NAMESPACE/]NAME, by default in POD_B's namespace")
-	cmd.MarkFlagsMutuallyExclusive("port", "service")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		from, err := parsePod(args[0])
 		if err != nil {
@@ -59,6 +59,9 @@ The exit code is 0 if there is a port they can talk on.`,
 		to, err := parsePod(args[1])
 		if err != nil {
 			return err
+		}
+		if port != "" && service != "" {
+			return usagef("--port beside --service %s: want one of them", service)
 		}
 		var on []checkPort
 		if port != "" {
@@ -215,15 +218,13 @@ func (n networkOf) String() string {
 // check gathers what decides and asks package policy.
 func (s *session) check(ctx context.Context, from, to podKey, on []checkPort, service string) (answer, error) {
 	a := answer{From: from.String(), To: to.String()}
-	var src, dst podObject
-	for key, into := range map[podKey]*podObject{from: &src, to: &dst} {
-		path := namespacePath("/api/v1", key.namespace, "pods/"+key.name)
-		if err := s.get(ctx, path, into, fmt.Sprintf("there is no Pod %s; h8s kubectl -n %s get pods shows those there are", key, key.namespace)); err != nil {
-			return a, err
-		}
+	src, err := s.pod(ctx, from)
+	if err != nil {
+		return a, err
 	}
-	if from == to {
-		dst = src
+	dst, err := s.pod(ctx, to)
+	if err != nil {
+		return a, err
 	}
 	var bindings list[bindingObject]
 	if err := s.get(ctx, hypernetes+"/tenantnamespaces", &bindings, ""); err != nil {
@@ -254,20 +255,20 @@ func (s *session) check(ctx context.Context, from, to podKey, on []checkPort, se
 			able = false
 		}
 	}
-	if isReady := slices.ContainsFunc(dst.Status.Conditions, func(c condition) bool { return c.Type == "Ready" && c.Status == "True" }); !isReady && able {
-		a.Reasons = append(a.Reasons, to.String()+" is not ready: Services do not lead to it")
+	isReady := slices.ContainsFunc(dst.Status.Conditions, func(c condition) bool { return c.Type == "Ready" && c.Status == "True" })
+	if !isReady && able {
+		a.Reasons = append(a.Reasons, to.String()+" is not ready")
 	}
 	if !able {
 		return a, nil
 	}
 	if service != "" {
-		var err error
 		var why string
-		if on, why, err = s.servicePorts(ctx, service, dst); err != nil {
+		if on, why, err = s.servicePorts(ctx, service, dst, isReady); err != nil {
 			return a, err
 		}
 		a.Reasons = append(a.Reasons, why)
-		if on == nil {
+		if len(on) == 0 {
 			return a, nil
 		}
 	}
@@ -305,6 +306,11 @@ func (s *session) check(ctx context.Context, from, to podKey, on []checkPort, se
 	return a, err
 }
 
+func (s *session) pod(ctx context.Context, key podKey) (p podObject, err error) {
+	return p, s.get(ctx, namespacePath("/api/v1", key.namespace, "pods/"+url.PathEscape(key.name)), &p,
+		fmt.Sprintf("there is no Pod %s; h8s kubectl -n %s get pods shows those there are", key, key.namespace))
+}
+
 // policyState is what package policy needs of a Network.
 func (s *session) policyState(ctx context.Context, of map[string]networkOf, network networkOf) (policy.State, error) {
 	state := policy.State{Namespaces: map[string]map[string]string{}}
@@ -333,13 +339,13 @@ func (s *session) policyState(ctx context.Context, of map[string]networkOf, netw
 
 // servicePorts are the Pod's ports behind a Service; nil with the reason if it does not
 // lead to the Pod.
-func (s *session) servicePorts(ctx context.Context, service string, to podObject) ([]checkPort, string, error) {
+func (s *session) servicePorts(ctx context.Context, service string, to podObject, isReady bool) ([]checkPort, string, error) {
 	namespace, name, ok := strings.Cut(service, "/")
 	if !ok {
 		namespace, name = to.Metadata.Namespace, service
 	}
 	var svc serviceObject
-	if err := s.get(ctx, namespacePath("/api/v1", namespace, "services/"+name), &svc, fmt.Sprintf("there is no Service %s/%s", namespace, name)); err != nil {
+	if err := s.get(ctx, namespacePath("/api/v1", namespace, "services/"+url.PathEscape(name)), &svc, fmt.Sprintf("there is no Service %s/%s", namespace, name)); err != nil {
 		return nil, "", err
 	}
 	key := namespace + "/" + name
@@ -353,6 +359,9 @@ func (s *session) servicePorts(ctx context.Context, service string, to podObject
 		if to.Metadata.Labels[k] != v {
 			return nil, fmt.Sprintf("Service %s does not lead to %s: its selector wants %s=%s", key, to.key(), k, v), nil
 		}
+	}
+	if !isReady && !svc.Spec.PublishNotReadyAddresses {
+		return nil, fmt.Sprintf("Service %s does not lead to %s while that is not ready", key, to.key()), nil
 	}
 	var out []checkPort
 	var words []string

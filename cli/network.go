@@ -39,8 +39,10 @@ func newNetworkListCommand() *cobra.Command {
 	t.add(cmd)
 	tenant, output := tenantFlag(cmd, &t), readOutputFlag(cmd)
 	cmd.Flags().BoolVarP(&all, "all-tenants", "A", false, "of all tenants")
-	cmd.MarkFlagsMutuallyExclusive("all-tenants", "tenant")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		if all && *tenant != "" {
+			return usagef("--all-tenants beside --tenant %s: want one of them", *tenant)
+		}
 		s, err := t.open()
 		if err != nil {
 			return err
@@ -236,9 +238,10 @@ func (s *session) describeNetwork(ctx context.Context, out io.Writer, n networkO
 type serviceObject struct {
 	Metadata meta
 	Spec     struct {
-		Type, ClusterIP string
-		Selector        map[string]string
-		Ports           []struct {
+		Type, ClusterIP          string
+		Selector                 map[string]string
+		PublishNotReadyAddresses bool
+		Ports                    []struct {
 			Name, Protocol string
 			Port           int
 			TargetPort     any

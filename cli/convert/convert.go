@@ -275,12 +275,16 @@ func object(kind, namespace string, from Object, spec map[string]any) Object {
 		meta["namespace"] = namespace
 	}
 	for _, k := range []string{"labels", "annotations"} {
-		if m := from.mapAt("metadata", k); len(m) > 0 {
-			meta[k] = deep(m)
+		m, _ := deep(from.mapAt("metadata", k)).(map[string]any)
+		delete(m, lastApplied) // a copy of the old object, passwords and all
+		if len(m) > 0 {
+			meta[k] = m
 		}
 	}
 	return Object{"apiVersion": apiVersion, "kind": kind, "metadata": meta, "spec": spec}
 }
+
+const lastApplied = "kubectl.kubernetes.io/last-applied-configuration"
 
 // home is a tenant's home namespace.
 func home(tenant string) string { return "tenant-" + tenant }
@@ -426,7 +430,8 @@ func (c *converter) stackubeTenant(r *Result) error {
 	}
 	network := "default"
 	for _, d := range c.docs {
-		if d.Object.Str("kind") == "Network" && d.Object.Str("apiVersion") == stackube && d.Object.Str("metadata", "namespace") == name {
+		if d.Object.Str("kind") == "Network" && d.Object.Str("apiVersion") == stackube && d.Object.Str("metadata", "namespace") == name &&
+			(network == "default" || d.Object.Str("metadata", "name") == name) {
 			network = d.Object.Str("metadata", "name")
 		}
 	}

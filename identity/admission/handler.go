@@ -134,6 +134,8 @@ func (h *decider) validateObject(ctx context.Context, req admission.Request) adm
 		err = check(ctx, r, r.addressPool)
 	case "tenants":
 		err = check(ctx, r, r.tenant)
+	default:
+		err = fmt.Errorf("%s: not one of those that are validated", req.Resource.Resource)
 	}
 	return answer(ctx, req, err)
 }

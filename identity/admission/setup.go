@@ -21,8 +21,8 @@ import (
 )
 
 const (
-	// maxBody is more than an object of the API server's largest size twice (old and new).
-	maxBody = 8 << 20
+	// maxBody is the API server's largest object twice, old and new.
+	maxBody = 6 << 20
 	// handleTimeout is below the API server's own, so that a refusal says what took long.
 	handleTimeout = 4 * time.Second
 )

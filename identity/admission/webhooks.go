@@ -71,10 +71,13 @@ func webhooks(address string, ca []byte) ([]*unstructured.Unstructured, error) {
 			// Not the controllers' own writes, which must go on while the webhook is away, and not
 			// the nodes', which a policy bounds: no Pod should wait for a controller to start.
 			hook("objects", pathValidate, "Fail",
-				rule(v1alpha1.GroupVersion.Group, "*", "CREATE,UPDATE,DELETE", "tenants,tenantnamespaces,networks,ports,floatingips,addresspools"),
+				append(rule(v1alpha1.GroupVersion.Group, "*", "CREATE,UPDATE", "tenants,tenantnamespaces,networks,ports,floatingips,addresspools"),
+					rule(v1alpha1.GroupVersion.Group, "*", "DELETE", "networks")...),
 				map[string]any{"matchConditions": condition("others",
 					`!(request.userInfo.username == "`+ControllerUser+`" && "`+ControllerGroup+`" in request.userInfo.groups)`+
-						` && !("`+KubestackGroup+`" in request.userInfo.groups)`)}),
+						` && !("`+KubestackGroup+`" in request.userInfo.groups)`+
+						` && !("system:serviceaccounts:kube-system" in request.userInfo.groups)`+
+						` && request.userInfo.username != "system:kube-controller-manager"`)}),
 			hook("certificates", pathCertificate, "Fail", rule("certificates.k8s.io", "v1", "CREATE", "certificatesigningrequests"),
 				map[string]any{"matchConditions": condition("tenants", `request.userInfo.groups.exists(g, g.startsWith("h8s:tenant:"))`)})),
 	}, nil

@@ -100,7 +100,7 @@ func (w *world) changed(t *testing.T) {
 	if probe := p.Spec.Containers[0].LivenessProbe; probe.TCPSocket != nil || probe.Exec == nil || probe.Exec.Command[0] != "/.h8s/probe" {
 		t.Errorf("probe %+v", probe)
 	}
-	s := &corev1.Service{ObjectMeta: metav1.ObjectMeta{Name: "lb", Namespace: "blue-web"}, Spec: corev1.ServiceSpec{Type: corev1.ServiceTypeLoadBalancer, Ports: []corev1.ServicePort{{Port: 80}}}}
+	s := &corev1.Service{ObjectMeta: metav1.ObjectMeta{Name: "new", Namespace: "blue-web"}, Spec: corev1.ServiceSpec{Type: corev1.ServiceTypeLoadBalancer, Ports: []corev1.ServicePort{{Port: 80}}}}
 	if err := w.ann.Create(ctx, s, client.DryRunAll); err != nil {
 		t.Fatal(err)
 	}

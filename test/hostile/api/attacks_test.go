@@ -83,11 +83,12 @@ func remove(u func(*world) user, path string) func(context.Context, *world) erro
 	return func(ctx context.Context, w *world) error { return send(ctx, u(w), "DELETE", path, "") }
 }
 
-// connect counts as gone through if the API server got as far as looking for an address.
+// connect counts as gone through if the API server got as far as looking for an address;
+// none of those named has one, so that nothing is dialled.
 func connect(u func(*world) user, path string) func(context.Context, *world) error {
 	return func(ctx context.Context, w *world) error {
 		err := send(ctx, u(w), "GET", path, "")
-		if err != nil && strings.Contains(err.Error(), "denied") {
+		if err != nil && strings.Contains(err.Error(), "ValidatingAdmissionPolicy") {
 			return err
 		}
 		return nil
@@ -164,7 +165,7 @@ func attacks(t testing.TB) []attack {
 		{3, "pods/proxy", connect(ann, web+"/pods/web/proxy/"), "port-forward", []string{vap + "proxy.hypernetes.io"}, true},
 		{3, "pods/proxy by an operator", connect(admin, web+"/pods/web/proxy/"), "port-forward", []string{vap + "proxy.hypernetes.io"}, true},
 		{3, "services/proxy", connect(ann, web+"/services/web/proxy/"), "port-forward", []string{vap + "proxy.hypernetes.io"}, true},
-		{3, "nodes/proxy", connect(ann, "/api/v1/nodes/n1/proxy/pods"), "nodes/proxy of n1", []string{vap + "node-proxy.hypernetes.io"}, true},
+		{3, "nodes/proxy", connect(ann, "/api/v1/nodes/ghost/proxy/pods"), "nodes/proxy of ghost", []string{vap + "node-proxy.hypernetes.io"}, true},
 		{3, "Network on the nodes' addresses", post(ann, home+"/networks", network("evil", `{"subnets":{"a":{"cidr":"100.64.0.0/24"}}}`)), "100.64.0.0/24", []string{webhook}, false},
 		{3, "Network on the Services' addresses", post(ann, home+"/networks", network("evil", `{"subnets":{"a":{"cidr":"10.96.0.0/16"}}}`)), "Service range", []string{webhook}, false},
 		{3, "Network routed to the nodes", post(ann, home+"/networks", network("evil", `{"hostAccess":"Routed","subnets":{"a":{"cidr":"10.7.0.0/16"}}}`)), "spec.hostAccess: Routed", []string{webhook}, false},

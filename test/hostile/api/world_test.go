@@ -31,6 +31,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/config"
 	metricsserver "sigs.k8s.io/controller-runtime/pkg/metrics/server"
+	"sigs.k8s.io/yaml"
 
 	v1alpha1 "github.com/hypernetes/hypernetes/api/hypernetes/v1alpha1"
 	"github.com/hypernetes/hypernetes/identity/admission"
@@ -93,7 +94,7 @@ func newWorld(t *testing.T) *world {
 	}
 	all := &rbacv1.ClusterRole{ObjectMeta: metav1.ObjectMeta{Name: "far-too-much"}, Rules: everything}
 	subjects := []rbacv1.Subject{}
-	for _, g := range []string{"h8s:tenant:blue:manager", "h8s:kubestacks", "h8s:controllers", "system:nodes", "system:serviceaccounts:tools", "system:serviceaccounts:kube-system"} {
+	for _, g := range []string{"h8s:tenant:blue:manager", "h8s:kubestacks", "system:nodes", "system:serviceaccounts:tools", "system:serviceaccounts:kube-system"} {
 		subjects = append(subjects, rbacv1.Subject{Kind: "Group", APIGroup: rbacv1.GroupName, Name: g})
 	}
 	objects := []client.Object{
@@ -137,12 +138,31 @@ func newWorld(t *testing.T) *world {
 		port("10.0.0.22", func(*v1alpha1.Port) {}),
 		&corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "plain"}},
 	)
-	for _, o := range objects {
+	for _, o := range append(rights(t), objects...) {
 		if err := w.admin.Create(ctx, o); err != nil {
 			t.Fatalf("%T %s: %v", o, o.GetName(), err)
 		}
 	}
 	return w
+}
+
+// rights are what a cluster gives its controllers, and no more: admission has to be able to
+// apply and repair with them.
+func rights(t testing.TB) []client.Object {
+	t.Helper()
+	text, err := os.ReadFile("../../../cluster/manifest/objects/tenancy.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var objects []client.Object
+	for _, document := range strings.Split(string(text), "\n---\n") {
+		u := &unstructured.Unstructured{}
+		if err := yaml.Unmarshal([]byte(document), &u.Object); err != nil {
+			t.Fatal(err)
+		}
+		objects = append(objects, u)
+	}
+	return objects
 }
 
 func pod(name string, change func(*corev1.Pod)) *corev1.Pod {
@@ -170,7 +190,7 @@ func (w *world) start(t *testing.T) {
 	}
 	address := listener.Addr().String()
 	listener.Close()
-	mgr, err := ctrl.NewManager(w.cfg, ctrl.Options{Scheme: controlplane.Scheme(), Metrics: metricsserver.Options{BindAddress: "0"},
+	mgr, err := ctrl.NewManager(controlplane.As(w.cfg, admission.ControllerUser, admission.ControllerGroup), ctrl.Options{Scheme: controlplane.Scheme(), Metrics: metricsserver.Options{BindAddress: "0"},
 		HealthProbeBindAddress: "0", Controller: config.Controller{SkipNameValidation: new(true)}})
 	if err != nil {
 		t.Fatal(err)

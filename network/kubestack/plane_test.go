@@ -20,19 +20,25 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/status"
+	admissionv1 "k8s.io/api/admissionregistration/v1"
+	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	eventsv1 "k8s.io/api/events/v1"
 	networkingv1 "k8s.io/api/networking/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/intstr"
+	"k8s.io/client-go/rest"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	v1alpha1 "github.com/hypernetes/hypernetes/api/hypernetes/v1alpha1"
 	api "github.com/hypernetes/hypernetes/api/kubestack/v1"
 	proberapi "github.com/hypernetes/hypernetes/api/probe/v1"
+	"github.com/hypernetes/hypernetes/cluster/manifest"
+	"github.com/hypernetes/hypernetes/network/claim"
 	"github.com/hypernetes/hypernetes/network/dns"
 	"github.com/hypernetes/hypernetes/network/edge/edgetest"
 	"github.com/hypernetes/hypernetes/network/netns"
@@ -46,6 +52,7 @@ import (
 type world struct {
 	t     *testing.T
 	rig   *edgetest.Rig
+	cfg   *rest.Config
 	api   client.WithWatch
 	nodes map[string]*testNode
 }
@@ -82,8 +89,9 @@ func newWorld(t *testing.T, nodes int) *world {
 	if err != nil {
 		t.Fatal(err)
 	}
-	w := &world{t: t, rig: rig, api: c, nodes: map[string]*testNode{}}
+	w := &world{t: t, rig: rig, cfg: cfg, api: c, nodes: map[string]*testNode{}}
 	w.namespace(v1alpha1.SystemNamespace, nil)
+	w.rights()
 	for i, n := range rig.Nodes {
 		node := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: n.Name}, Spec: corev1.NodeSpec{PodCIDRs: []string{fmt.Sprintf("10.244.%d.0/24", i)}, PodCIDR: fmt.Sprintf("10.244.%d.0/24", i)}}
 		w.create(node)
@@ -116,7 +124,11 @@ func (n *testNode) start() {
 	if err != nil {
 		t.Fatal(err)
 	}
-	d, err := New(opts, Parts{API: n.w.api, Edges: edges{n.w.rig.NewManager(n.Node)}, Plane: testPlane{}, Routes: hostRoutes{n.NS}, Prober: probe.Run})
+	own, err := client.NewWithWatch(controlplane.As(n.w.cfg, "h8s:kubestack:"+n.Name, "h8s:kubestacks", "system:authenticated"), client.Options{Scheme: controlplane.Scheme()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	d, err := New(opts, Parts{API: own, Edges: edges{n.w.rig.NewManager(n.Node)}, Plane: testPlane{}, Routes: hostRoutes{n.NS}, Prober: probe.Run})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -139,6 +151,28 @@ func (n *testNode) start() {
 		_, err := n.cni.Status(t.Context(), &api.StatusRequest{})
 		return err
 	})
+}
+
+// rights are what a cluster gives kubestack, no more.
+func (w *world) rights() {
+	w.t.Helper()
+	objects, err := manifest.Render(manifest.Values{NodeIP: "100.64.0.1", Server: "https://100.64.0.1:6443", DNSServiceIP: "10.96.0.10", ClusterDomain: "cluster.local", Overhead: manifest.DefaultOverhead})
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	for _, o := range objects {
+		if o.Name() == "h8s:kubestack" {
+			text, err := json.Marshal(o)
+			if err != nil {
+				w.t.Fatal(err)
+			}
+			u := &unstructured.Unstructured{}
+			if err := u.UnmarshalJSON(text); err != nil {
+				w.t.Fatal(err)
+			}
+			w.create(u)
+		}
+	}
 }
 
 func eventually(t *testing.T, what string, f func() error) {
@@ -303,6 +337,30 @@ func TestPlane(t *testing.T) {
 		edgetest.Refuse(t, r5.ns, "tcp", bs.Spec.ClusterIP+":8080")
 		edgetest.Refuse(t, b5.ns, "tcp", rs.Spec.ClusterIP+":8080")
 	})
+	t.Run("names", func(t *testing.T) {
+		lookup := func(p *testPod, name string) ([]string, error) {
+			ctx, cancel := context.WithTimeout(t.Context(), edgetest.Patience)
+			defer cancel()
+			r := &net.Resolver{PreferGo: true, StrictErrors: true, Dial: func(ctx context.Context, network, _ string) (net.Conn, error) {
+				return p.ns.DialContext(ctx, network, "10.96.0.10:53")
+			}}
+			return r.LookupHost(ctx, name)
+		}
+		eventually(t, "the Network's own names", func() error {
+			got, err := lookup(r5, "s.red-web.svc.cluster.local.")
+			if err == nil && len(got) != 1 {
+				t.Fatalf("answer %v", got)
+			}
+			return err
+		})
+		var none *net.DNSError
+		if got, err := lookup(b5, "s.red-web.svc.cluster.local."); !errors.As(err, &none) || !none.IsNotFound {
+			t.Errorf("another tenant's name: %v, %v", got, err)
+		}
+		if got, err := lookup(b5, "kubernetes.default.svc.cluster.local."); err != nil || len(got) != 1 || got[0] != "10.96.0.1" {
+			t.Errorf("the API server's name: %v, %v", got, err)
+		}
+	})
 	t.Run("api server", func(t *testing.T) {
 		for _, p := range []*testPod{r5, b6} {
 			eventually(t, "ask the API server", func() error {
@@ -396,6 +454,63 @@ func TestPlane(t *testing.T) {
 		edgetest.Echo(t, b.ns, "data-b", "10.7.0.12:81")
 		answers(t, a, "10.7.0.12:81", "data-b 10.7.0.11")
 		edgetest.Refuse(t, r5.ns, "tcp", "10.7.0.12:81")
+	})
+	t.Run("external addresses", func(t *testing.T) {
+		svc := w.service("red-web", "lb", r6)
+		svc.Spec.Type = corev1.ServiceTypeLoadBalancer
+		if err := w.api.Update(t.Context(), svc); err != nil {
+			t.Fatal(err)
+		}
+		w.claim("100.64.0.150", claim.OwnerOf("Service", svc))
+		outside := &testPod{Pod: &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: "outside"}}, ns: w.rig.Outside}
+		eventually(t, "load balancer", func() error {
+			got, err := edgetest.Ask(outside.ns, "tcp", "100.64.0.150:8080")
+			if err == nil && !strings.HasPrefix(got, "red-web/six ") {
+				t.Fatalf("answer %q", got)
+			}
+			return err
+		})
+		f := &v1alpha1.FloatingIP{ObjectMeta: metav1.ObjectMeta{Namespace: red.Namespace, Name: "f"}}
+		w.create(f)
+		f.Status = v1alpha1.FloatingIPStatus{Phase: "Active", Address: "100.64.0.151", Network: "default", Target: "10.0.0.5", Node: r5.node.Name}
+		w.status(f)
+		// What a FloatingIP says of itself is nothing without the claim.
+		edgetest.Refuse(t, outside.ns, "tcp", "100.64.0.151:80")
+		w.claim("100.64.0.151", claim.OwnerOf("FloatingIP", f))
+		answers(t, outside, "100.64.0.151:80", "red-web/five 100.64.0.200")
+		edgetest.Echo(t, outside.ns, "outside", "100.64.0.200:8000")
+		answers(t, r5, "100.64.0.200:8000", "outside 100.64.0.151")
+	})
+	t.Run("exported", func(t *testing.T) {
+		svc := w.service("blue-web", "hook", b5)
+		for _, n := range w.nodes {
+			node := &corev1.Node{}
+			if err := w.api.Get(t.Context(), types.NamespacedName{Name: n.Name}, node); err != nil {
+				t.Fatal(err)
+			}
+			node.Labels = map[string]string{"node-role.kubernetes.io/control-plane": ""}
+			if err := w.api.Update(t.Context(), node); err != nil {
+				t.Fatal(err)
+			}
+		}
+		none, ignore := admissionv1.SideEffectClassNone, admissionv1.Ignore
+		hook := &admissionv1.ValidatingWebhookConfiguration{ObjectMeta: metav1.ObjectMeta{Name: "t"}, Webhooks: []admissionv1.ValidatingWebhook{{
+			Name: "t.example.com", SideEffects: &none, FailurePolicy: &ignore, AdmissionReviewVersions: []string{"v1"},
+			ClientConfig: admissionv1.WebhookClientConfig{Service: &admissionv1.ServiceReference{Namespace: "blue-web", Name: "hook"}},
+		}}}
+		w.create(hook)
+		defer func() {
+			if err := w.api.Delete(context.Background(), hook); err != nil {
+				t.Error(err)
+			}
+		}()
+		eventually(t, "the API server's node reaches the hook", func() error {
+			got, err := edgetest.Ask(w.rig.Nodes[0].NS, "tcp", svc.Spec.ClusterIP+":8080")
+			if err == nil && !strings.HasPrefix(got, "blue-web/five ") {
+				t.Fatalf("answer %q", got)
+			}
+			return err
+		})
 	})
 	t.Run("address in use", func(t *testing.T) {
 		p := w.newPod(1, "red-web", "late", five)
@@ -493,6 +608,19 @@ func TestPlane(t *testing.T) {
 			}
 			return nil
 		})
+	})
+}
+
+// claim claims an external address.
+func (w *world) claim(address string, o claim.Owner) {
+	w.t.Helper()
+	a, holder := netip.MustParseAddr(address), o.String()
+	w.create(&coordinationv1.Lease{
+		ObjectMeta: metav1.ObjectMeta{
+			Namespace: v1alpha1.ClaimNamespace, Name: claim.AddressName(a), Labels: map[string]string{claim.LabelKind: claim.Address},
+			Annotations: map[string]string{claim.AnnotationAddress: address},
+		},
+		Spec: coordinationv1.LeaseSpec{HolderIdentity: &holder},
 	})
 }
 

@@ -216,6 +216,7 @@ func (e *Edge) Up(ctx context.Context, link string) error {
 	if l == nil {
 		return fmt.Errorf("edge %s: link %s: %w", e.id, link, errdefs.ErrNotFound)
 	}
+	was := isUp(l)
 	if err := setUp(e.nl, l); err != nil {
 		return fmt.Errorf("edge %s: %w", e.id, err)
 	}
@@ -223,7 +224,10 @@ func (e *Edge) Up(ctx context.Context, link string) error {
 	if err != nil {
 		return err
 	}
-	return e.lead(l, attached[link])
+	if err := e.lead(l, attached[link]); err != nil || was {
+		return err
+	}
+	return settle(e.ns, e.nl, link)
 }
 
 // lead routes to a link's addresses.

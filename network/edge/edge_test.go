@@ -18,6 +18,7 @@ import (
 
 // Two Networks with the same subnets and the same Pod addresses, on two nodes.
 func TestReach(t *testing.T) {
+	t.Parallel()
 	rig := edgetest.New(t, 2)
 	one, two := rig.Nodes[0], rig.Nodes[1]
 	edgetest.Echo(t, one.NS, "api", "[::]:6443")
@@ -47,6 +48,7 @@ func TestReach(t *testing.T) {
 }
 
 func TestAPIServer(t *testing.T) {
+	t.Parallel()
 	rig := edgetest.New(t, 2)
 	edgetest.Echo(t, rig.Nodes[0].NS, "api", "[::]:6443")
 	for _, node := range rig.Nodes {
@@ -93,6 +95,7 @@ func run(t testing.TB, ns *netns.NS, command ...string) string {
 }
 
 func TestNoEgress(t *testing.T) {
+	t.Parallel()
 	rig := edgetest.New(t, 1)
 	edgetest.Echo(t, rig.Outside, "outside", "[::]:80")
 	n := rig.Network("red", 4097, func(s *edge.Spec) { s.Egress = false })
@@ -107,6 +110,7 @@ func TestNoEgress(t *testing.T) {
 
 // What no Pod may reach although it may leave the Network.
 func TestForbidden(t *testing.T) {
+	t.Parallel()
 	rig := edgetest.New(t, 2)
 	one := rig.Nodes[0]
 	n := rig.Network("red", 4097)
@@ -153,6 +157,7 @@ func TestForbidden(t *testing.T) {
 
 // The overlay's port is the nodes' alone.
 func TestOverlayPort(t *testing.T) {
+	t.Parallel()
 	rig := edgetest.New(t, 2)
 	n := rig.Network("red", 4097)
 	a := n.Pod(rig.Nodes[0], "a", "192.168.0.5")

@@ -427,7 +427,7 @@ func (e *Edge) uplink() error {
 			return err
 		}
 	}
-	return nil
+	return settle(e.ns, e.nl, uplinkName)
 }
 
 // expose makes the node route and announce what leads to the edge.

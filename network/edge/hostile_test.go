@@ -12,6 +12,7 @@ import (
 // What a guest's root may send that is not its own: none of it arrives anywhere, and the
 // edge believes none of it.
 func TestSpoof(t *testing.T) {
+	t.Parallel()
 	rig := edgetest.New(t, 2)
 	one := rig.Nodes[0]
 	n := rig.Network("red", 4097)
@@ -143,6 +144,7 @@ func TestSpoof(t *testing.T) {
 
 // A guest that knows no neighbours may ask for its gateway.
 func TestResolveGateway(t *testing.T) {
+	t.Parallel()
 	rig := edgetest.New(t, 1)
 	n := rig.Network("red", 4097)
 	p := n.Pod(rig.Nodes[0], "p", "192.168.0.5", "fd00:1::5")
@@ -157,6 +159,7 @@ func TestResolveGateway(t *testing.T) {
 
 // One Pod's connections are bounded and others' are not touched.
 func TestFlows(t *testing.T) {
+	t.Parallel()
 	rig := edgetest.New(t, 1)
 	n := rig.Network("red", 4097)
 	n.Spec.Flows = 50

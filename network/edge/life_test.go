@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/containerd/errdefs"
@@ -26,6 +27,7 @@ func state(t *testing.T, node *edgetest.Node, e *edge.Edge) string {
 
 // Somebody else changed things; Ensure puts them right.
 func TestDrift(t *testing.T) {
+	t.Parallel()
 	rig := edgetest.New(t, 2)
 	one := rig.Nodes[0]
 	edgetest.Echo(t, rig.Outside, "outside", "[::]:80")
@@ -119,6 +121,7 @@ func difference(want, got string) string {
 
 // A new process takes over; connections live on, and nothing is changed needlessly.
 func TestAdoption(t *testing.T) {
+	t.Parallel()
 	rig := edgetest.New(t, 2)
 	one := rig.Nodes[0]
 	edgetest.Echo(t, rig.Outside, "outside", "[::]:80")
@@ -189,6 +192,7 @@ func nftGeneration(t *testing.T, ns *netns.NS) string {
 
 // Whatever step a killed process got to, the next call finishes the work.
 func TestInterrupted(t *testing.T) {
+	t.Parallel()
 	rig := edgetest.New(t, 1)
 	one := rig.Nodes[0]
 	edgetest.Echo(t, rig.Outside, "outside", "[::]:80")
@@ -263,6 +267,7 @@ func TestInterrupted(t *testing.T) {
 
 // Until Up nothing passes, in either direction.
 func TestDownUntilUp(t *testing.T) {
+	t.Parallel()
 	rig := edgetest.New(t, 1)
 	one := rig.Nodes[0]
 	edgetest.Echo(t, rig.Outside, "outside", "[::]:80")
@@ -287,6 +292,7 @@ func TestDownUntilUp(t *testing.T) {
 
 // A second NIC has routes to its Network alone.
 func TestSecondNIC(t *testing.T) {
+	t.Parallel()
 	rig := edgetest.New(t, 1)
 	one := rig.Nodes[0]
 	edgetest.Echo(t, rig.Outside, "outside", "[::]:80")
@@ -316,6 +322,7 @@ func TestSecondNIC(t *testing.T) {
 
 // Full packets cross the overlay, in one piece.
 func TestMTU(t *testing.T) {
+	t.Parallel()
 	rig := edgetest.New(t, 2)
 	n := rig.Network("red", 4097)
 	a := n.Pod(rig.Nodes[0], "a", "192.168.0.5", "fd00:1::5")
@@ -353,6 +360,7 @@ func TestMTU(t *testing.T) {
 
 // After Remove the node is as it was.
 func TestRemove(t *testing.T) {
+	t.Parallel()
 	rig := edgetest.New(t, 1)
 	one := rig.Nodes[0]
 	look := func() string {
@@ -392,6 +400,7 @@ func TestRemove(t *testing.T) {
 }
 
 func TestBadInput(t *testing.T) {
+	t.Parallel()
 	rig := edgetest.New(t, 1)
 	m := rig.Nodes[0].Manager
 	good := rig.Network("red", 4097).Spec
@@ -505,4 +514,65 @@ func BenchmarkAttach(b *testing.B) {
 		}
 		b.StartTimer()
 	}
+}
+
+// Many edges at once, made and removed; every one has an uplink of its own.
+func TestMany(t *testing.T) {
+	t.Parallel()
+	rig := edgetest.New(t, 1)
+	m := rig.Nodes[0].Manager
+	before := run(t, rig.Nodes[0].NS, "sh", "-c", "ip -o link | sed 's/^[0-9]*: //'; nft list table inet h8s_host | sed 's/packets [0-9]* bytes [0-9]*//'")
+	spec := rig.Network("seed", 1).Spec
+	if err := m.Remove(t.Context(), spec.ID); err != nil {
+		t.Fatal(err)
+	}
+	const n = 24
+	edges := make([]*edge.Edge, n)
+	all := func(f func(i int, s edge.Spec) error) {
+		var wait sync.WaitGroup
+		for i := range n {
+			wait.Go(func() {
+				s := spec
+				s.VNI, s.ID = uint32(100+i), fmt.Sprintf("%08x", 100+i)
+				if err := f(i, s); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		wait.Wait()
+	}
+	all(func(i int, s edge.Spec) (err error) { edges[i], err = m.Ensure(t.Context(), s); return err })
+	if t.Failed() {
+		return
+	}
+	seen := map[netip.Addr]bool{}
+	for _, e := range edges {
+		here, _ := e.Transit()
+		if seen[here] {
+			t.Errorf("two edges have %s", here)
+		}
+		seen[here] = true
+	}
+	all(func(_ int, s edge.Spec) error { return m.Remove(t.Context(), s.ID) })
+	after := run(t, rig.Nodes[0].NS, "sh", "-c", "ip -o link | sed 's/^[0-9]*: //'; nft list table inet h8s_host | sed 's/packets [0-9]* bytes [0-9]*//'")
+	if d := difference(before, after); d != "" {
+		t.Errorf("left: %s", d)
+	}
+}
+
+// An address's next owner does not get the last one's connections.
+func TestAddressReused(t *testing.T) {
+	t.Parallel()
+	rig := edgetest.New(t, 1)
+	one := rig.Nodes[0]
+	edgetest.Echo(t, rig.Outside, "outside", "[::]:80")
+	n := rig.Network("red", 4097)
+	old := n.Pod(one, "old", "192.168.0.5")
+	edgetest.Expect(t, old.NS, "udp", "100.64.0.200:80", "outside 100.64.0.1")
+	old.Delete()
+	if out := run(t, n.Edges[one].NS(), "cat", "/proc/net/nf_conntrack"); strings.Contains(out, "192.168.0.5") {
+		t.Errorf("connections of the old owner: %s", out)
+	}
+	next := n.Pod(one, "next", "192.168.0.5")
+	edgetest.Expect(t, next.NS, "udp", "100.64.0.200:80", "outside 100.64.0.1")
 }

@@ -7,7 +7,10 @@ import (
 	"net/netip"
 
 	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
+
+	"github.com/hypernetes/hypernetes/network/netns"
 )
 
 // What follows compares what a namespace has with what it should have and changes the
@@ -37,6 +40,27 @@ func setUp(h *netlink.Handle, l netlink.Link) error {
 		return fmt.Errorf("set %s up: %w", l.Attrs().Name, err)
 	}
 	return nil
+}
+
+// settle makes a veth that was set up pass packets at once: the kernel gives either end
+// its queue a moment after the carrier, and drops what is sent before, unless somebody
+// asks for the link meanwhile. It asks for the end that is not in ns, too.
+func settle(ns *netns.NS, h *netlink.Handle, name string) error {
+	l, err := h.LinkByName(name)
+	if err != nil || l.Attrs().NetNsID < 0 || l.Attrs().ParentIndex == 0 {
+		return err
+	}
+	return ns.Do(func() error {
+		req := nl.NewNetlinkRequest(unix.RTM_GETLINK, 0)
+		msg := nl.NewIfInfomsg(unix.AF_UNSPEC)
+		msg.Index = int32(l.Attrs().ParentIndex)
+		req.AddData(msg)
+		req.AddData(nl.NewRtAttr(unix.IFLA_TARGET_NETNSID, nl.Uint32Attr(uint32(l.Attrs().NetNsID))))
+		if _, err := req.Execute(unix.NETLINK_ROUTE, 0); err != nil && !missing(err) {
+			return fmt.Errorf("other end of %s: %w", name, err)
+		}
+		return nil
+	})
 }
 
 func ipNet(p netip.Prefix) *net.IPNet {

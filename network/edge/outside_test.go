@@ -15,6 +15,7 @@ func addrOf(s string) netip.Addr { return netip.MustParseAddr(s) }
 
 // A floating IP stands for one Pod, both ways, and moves to another node.
 func TestFloatingIP(t *testing.T) {
+	t.Parallel()
 	rig := edgetest.New(t, 2)
 	edgetest.Echo(t, rig.Outside, "outside", "[::]:80")
 	n := rig.Network("red", 4097)
@@ -62,6 +63,7 @@ func TestFloatingIP(t *testing.T) {
 
 // An external address that package service translates, and an exported ClusterIP.
 func TestExternalAndExported(t *testing.T) {
+	t.Parallel()
 	rig := edgetest.New(t, 2)
 	one := rig.Nodes[0]
 	n := rig.Network("red", 4097)
@@ -99,6 +101,7 @@ func TestExternalAndExported(t *testing.T) {
 
 // A new owner of an address tells the fabric.
 func TestAnnouncement(t *testing.T) {
+	t.Parallel()
 	rig := edgetest.New(t, 1)
 	n := rig.Network("red", 4097)
 	stop := edgetest.Capture(t, rig.Outside, "eth0")

@@ -207,6 +207,11 @@ func (r *Rig) join(f *netlink.Handle, ns *netns.NS, port string, addrs ...netip.
 		}
 		must(r.t, nl.AddrAdd(eth, &netlink.Addr{IPNet: &net.IPNet{IP: x.AsSlice(), Mask: net.CIDRMask(p.Bits(), x.BitLen())}, Flags: nodad(x)}))
 	}
+	// Asking for a link makes the kernel take its new carrier into account.
+	_, err = nl.LinkByName("eth0")
+	must(r.t, err)
+	_, err = f.LinkByName(port)
+	must(r.t, err)
 }
 
 func nodad(a netip.Addr) int {
@@ -357,24 +362,34 @@ func client(a net.Addr) string {
 	return ap.Addr().Unmap().WithZone("").String()
 }
 
-// Patience is how long Ask waits for an answer.
-const Patience = 1500 * time.Millisecond
+// Patience is how long an answer may take that must come, and impatience how long one is
+// waited for that must not.
+const (
+	Patience   = 10 * time.Second
+	impatience = time.Second
+)
 
 // Ask asks an Echo for its answer.
 func Ask(ns *netns.NS, network, address string) (string, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), Patience)
+	return ask(ns, network, address, Patience)
+}
+
+func ask(ns *netns.NS, network, address string, patience time.Duration) (string, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	c, err := ns.DialContext(ctx, network, address)
 	if err != nil {
 		return "", err
 	}
 	defer func() { _ = c.Close() }()
-	return Again(c)
+	return again(c, patience)
 }
 
 // Again asks over a connection there is.
-func Again(c net.Conn) (string, error) {
-	if err := c.SetDeadline(time.Now().Add(Patience)); err != nil {
+func Again(c net.Conn) (string, error) { return again(c, Patience) }
+
+func again(c net.Conn, patience time.Duration) (string, error) {
+	if err := c.SetDeadline(time.Now().Add(patience)); err != nil {
 		return "", err
 	}
 	if _, err := io.WriteString(c, "?\n"); err != nil {
@@ -399,7 +414,7 @@ func Refuse(t testing.TB, ns *netns.NS, network string, addresses ...string) {
 	var wait sync.WaitGroup
 	for _, a := range addresses {
 		wait.Go(func() {
-			if got, err := Ask(ns, network, a); err == nil {
+			if got, err := ask(ns, network, a, impatience); err == nil {
 				t.Errorf("%s %s: answer %q, want none", network, a, got)
 			}
 		})

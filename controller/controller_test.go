@@ -62,22 +62,28 @@ func start(t *testing.T) *cluster {
 	if c.admin, err = client.New(c.cfg, client.Options{Scheme: controlplane.Scheme()}); err != nil {
 		t.Fatal(err)
 	}
-	text, err := os.ReadFile("../cluster/manifest/objects/tenancy.yaml")
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, doc := range strings.Split(string(text), "\n---\n") {
-		o := &unstructured.Unstructured{}
-		if err := yaml.Unmarshal([]byte(doc), o); err != nil {
-			t.Fatal(err)
-		}
-		c.create(o)
-	}
+	c.rights()
 	var wg sync.WaitGroup
 	wg.Go(func() { c.finalizeNamespaces(t.Context()) })
 	t.Cleanup(func() { c.stop(); wg.Wait() })
 	c.run()
 	return c
+}
+
+// rights are those of the cluster's own components, as nodes apply them.
+func (c *cluster) rights() {
+	c.t.Helper()
+	text, err := os.ReadFile("../cluster/manifest/objects/tenancy.yaml")
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	for _, doc := range strings.Split(string(text), "\n---\n") {
+		o := &unstructured.Unstructured{}
+		if err := yaml.Unmarshal([]byte(doc), o); err != nil {
+			c.t.Fatal(err)
+		}
+		c.create(o)
+	}
 }
 
 // run starts the controllers; stop ends them.

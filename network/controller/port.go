@@ -74,7 +74,7 @@ func (r *ports) Reconcile(ctx context.Context, req reconcile.Request) (reconcile
 	if err := r.client.Get(ctx, req.NamespacedName, p); err != nil {
 		return reconcile.Result{}, client.IgnoreNotFound(err)
 	}
-	why, whole, err := r.orphaned(ctx, r.client, p)
+	why, _, err := r.orphaned(ctx, r.client, p)
 	if err != nil {
 		return reconcile.Result{}, err
 	}
@@ -87,7 +87,8 @@ func (r *ports) Reconcile(ctx context.Context, req reconcile.Request) (reconcile
 	if err := r.live.Get(ctx, req.NamespacedName, p); err != nil {
 		return reconcile.Result{}, client.IgnoreNotFound(err)
 	}
-	if why, whole, err = r.orphaned(ctx, r.live, p); err != nil || why == "" {
+	why, whole, err := r.orphaned(ctx, r.live, p)
+	if err != nil || why == "" {
 		return reconcile.Result{}, err
 	}
 	logger := log.FromContext(ctx).WithValues("network", p.Spec.Network, "reason", why)

@@ -109,11 +109,18 @@ func (n *NS) Do(f func() error) error {
 }
 
 // onOwnThread calls f on a thread that is thrown away afterwards: goroutines that end
-// while locked take their thread with them, and with it the namespace it is in.
+// while locked take their thread with them, and with it the namespace it is in. The
+// process's first thread cannot be thrown away, and its namespace is what others take for
+// the process's: it is kept out of this.
 func onOwnThread(f func() error) error {
 	done := make(chan error, 1)
 	go func() {
 		runtime.LockOSThread()
+		if unix.Gettid() == os.Getpid() {
+			done <- onOwnThread(f) // on another one, as this is held
+			runtime.UnlockOSThread()
+			return
+		}
 		done <- f()
 	}()
 	return <-done

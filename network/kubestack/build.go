@@ -82,13 +82,28 @@ type snapshot struct {
 	Ranges []netip.Prefix
 }
 
-// subnetsOf are a Network's subnets, and how long to wait for it otherwise.
-func active(n *v1alpha1.Network) error {
+// errNotAccepted says that a Network's controller has work to do before anybody else.
+var errNotAccepted = errdefs.ErrUnavailable.WithMessage("not accepted yet")
+
+// accepted tells whether a Network can be carried. One that was Active once can be,
+// whatever became of it since: its Pods live.
+func accepted(n *v1alpha1.Network) error {
 	switch {
 	case n.Status.VNI <= 0 || len(n.Status.Subnets) == 0:
-		return fmt.Errorf("network %s/%s is %s, not Active: %s: %w", n.Namespace, n.Name, cmp.Or(n.Status.Phase, v1alpha1.NetworkInitializing), why(n), errdefs.ErrUnavailable)
+		return fmt.Errorf("network %s/%s is %s, not Active: %s: %w", n.Namespace, n.Name, cmp.Or(n.Status.Phase, v1alpha1.NetworkInitializing), why(n), errNotAccepted)
 	case n.Status.Provider != "" && n.Status.Provider != "builtin":
 		return fmt.Errorf("network %s/%s: provider %q is not one this node can plug: %w", n.Namespace, n.Name, n.Status.Provider, errdefs.ErrNotImplemented)
+	}
+	return nil
+}
+
+// active tells whether a Network takes new Pods.
+func active(n *v1alpha1.Network) error {
+	if err := accepted(n); err != nil {
+		return err
+	}
+	if n.Status.Phase != v1alpha1.NetworkActive {
+		return fmt.Errorf("network %s/%s is %s, not Active: %s: %w", n.Namespace, n.Name, n.Status.Phase, why(n), errdefs.ErrUnavailable)
 	}
 	return nil
 }
@@ -105,7 +120,7 @@ func why(n *v1alpha1.Network) string {
 // spec is the edge as it should be. External addresses are decided by announced.
 func (s *snapshot) spec() (edge.Spec, error) {
 	n := s.Network
-	if err := active(n); err != nil {
+	if err := accepted(n); err != nil {
 		return edge.Spec{}, err
 	}
 	subnets, err := ipam.Subnets(n)

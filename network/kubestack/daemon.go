@@ -214,8 +214,8 @@ func (d *Daemon) syncNetwork(ctx context.Context, key types.NamespacedName) erro
 		return nil
 	}
 	err := n.flush()
-	if errdefs.IsUnavailable(err) || errdefs.IsNotFound(err) {
-		// Its controller has work to do first; what is there stays as it is.
+	if errors.Is(err, errNotAccepted) || errors.Is(err, errNoNetwork) {
+		// What is there stays as it is; its object's next change comes back here.
 		log.G(ctx).WithError(err).WithField("network", key.String()).Debug("wait")
 		return nil
 	}

@@ -215,12 +215,14 @@ func (n *network) knownPorts() []*v1alpha1.Port {
 	return out
 }
 
+var errNoNetwork = errdefs.ErrNotFound.WithMessage("there is no such Network")
+
 // snapshot gathers everything.
 func (n *network) snapshot() (*snapshot, error) {
 	d := n.d
 	object, ok := d.cluster.networks.get(n.key.String())
 	if !ok {
-		return nil, fmt.Errorf("network %s: %w", n.key, errdefs.ErrNotFound)
+		return nil, fmt.Errorf("network %s: %w", n.key, errNoNetwork)
 	}
 	s := &snapshot{
 		Network: object, Namespaces: d.cluster.namespacesOf(n.key), Ports: n.knownPorts(), Links: d.records.links(n.key),

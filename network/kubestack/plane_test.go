@@ -14,7 +14,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/containerd/errdefs"
 	"github.com/containerd/ttrpc"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -39,8 +38,8 @@ import (
 	proberapi "github.com/hypernetes/hypernetes/api/probe/v1"
 	"github.com/hypernetes/hypernetes/cluster/manifest"
 	"github.com/hypernetes/hypernetes/network/claim"
-	"github.com/hypernetes/hypernetes/network/dns"
 	"github.com/hypernetes/hypernetes/network/edge/edgetest"
+	"github.com/hypernetes/hypernetes/network/ipam"
 	"github.com/hypernetes/hypernetes/network/netns"
 	"github.com/hypernetes/hypernetes/network/probe"
 	"github.com/hypernetes/hypernetes/test/controlplane"
@@ -64,22 +63,6 @@ type testNode struct {
 	stop func()
 	cni  api.KubestackClient
 }
-
-// testPlane is the kernel's, with a resolver that knows nothing while there is no other.
-type testPlane struct{ plane }
-
-func (p testPlane) Resolver(ctx context.Context, c dns.Config) (Resolver, error) {
-	r, err := p.plane.Resolver(ctx, c)
-	if errdefs.IsNotImplemented(err) {
-		return noResolver{}, nil
-	}
-	return r, err
-}
-
-type noResolver struct{}
-
-func (noResolver) Update(dns.View) {}
-func (noResolver) Close() error    { return nil }
 
 func newWorld(t *testing.T, nodes int) *world {
 	t.Helper()
@@ -128,7 +111,7 @@ func (n *testNode) start() {
 	if err != nil {
 		t.Fatal(err)
 	}
-	d, err := New(opts, Parts{API: own, Edges: edges{n.w.rig.NewManager(n.Node)}, Plane: testPlane{}, Routes: hostRoutes{n.NS}, Prober: probe.Run})
+	d, err := New(opts, Parts{API: own, Edges: edges{n.w.rig.NewManager(n.Node)}, Plane: plane{}, Routes: hostRoutes{n.NS}, Prober: probe.Run})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -554,6 +537,83 @@ func TestPlane(t *testing.T) {
 			t.Errorf("a tenant's Pod without a binding: %v, %v", p.answer, err)
 		}
 		w.event("red-soon", "p", "BindingMissing")
+	})
+	t.Run("two families", func(t *testing.T) {
+		dual, six := w.tenant("dual", 5005, "10.3.0.0/24", "fd00:33::/64"), w.tenant("six", 5006, "fd00:66::/64")
+		w.bind(dual, "dual-web")
+		w.bind(six, "six-web")
+		a, b := w.pod(0, "dual-web", "a", map[string]string{v1alpha1.AnnotationAddress: "10.3.0.5"}), w.pod(1, "dual-web", "b", nil)
+		if got := a.answer.Interfaces[0].Addresses; len(got) != 2 || got[1] != "fd00:33::5/128" {
+			t.Errorf("addresses %v", got)
+		}
+		edgetest.Echo(t, a.ns, "a6", "[fd00:33::5]:81")
+		answers(t, b, a.ip+":80", "dual-web/a "+b.ip)
+		eventually(t, "over IPv6", func() error { _, err := edgetest.Ask(b.ns, "tcp", "[fd00:33::5]:81"); return err })
+		c := w.newPod(0, "six-web", "c", map[string]string{v1alpha1.AnnotationAddress: "fd00:66::c"})
+		eventually(t, "IPv6 alone", func() error { return c.add(t.Context()) })
+		edgetest.Echo(t, c.ns, "c", "[fd00:66::c]:80")
+		d := w.newPod(1, "six-web", "d", nil)
+		eventually(t, "IPv6 alone", func() error { return d.add(t.Context()) })
+		eventually(t, "IPv6 alone", func() error { _, err := edgetest.Ask(d.ns, "tcp", "[fd00:66::c]:80"); return err })
+	})
+	t.Run("kept address", func(t *testing.T) {
+		held := &v1alpha1.Port{
+			ObjectMeta: metav1.ObjectMeta{Namespace: red.Namespace, Name: "default.10-0-0-77", Labels: map[string]string{v1alpha1.LabelNetwork: "default"}},
+			Spec:       v1alpha1.PortSpec{Network: "default", Addresses: []string{"10.0.0.77"}, Retain: true},
+		}
+		w.create(held)
+		p := w.pod(1, "red-web", "kept", map[string]string{v1alpha1.AnnotationAddress: "port/" + held.Name})
+		answers(t, r5, "10.0.0.77:80", "red-web/kept 10.0.0.5")
+		if _, err := p.node.cni.Del(t.Context(), p.request); err != nil {
+			t.Fatal(err)
+		}
+		if err := w.api.Get(t.Context(), client.ObjectKeyFromObject(held), held); err != nil || held.Spec.Node != "" || held.Spec.Pod != nil {
+			t.Errorf("after its Pod: %+v, %v", held.Spec, err)
+		}
+	})
+	t.Run("killed half-way", func(t *testing.T) {
+		n := w.nodes[w.rig.Nodes[1].Name]
+		half := w.newPod(1, "red-web", "half", nil)
+		gone := w.pod(1, "red-web", "gone", nil)
+		n.stop()
+		// It was killed after the claim, and after the record: nothing is plugged.
+		r := &record{ContainerID: half.request.ContainerId, Interface: "eth0", NetNS: half.ns.Path(), PodNamespace: "red-web", PodName: "half", PodUID: string(half.UID)}
+		ref := v1alpha1.PodRef{Namespace: "red-web", Name: "half", UID: string(half.UID), Sandbox: r.ContainerID, Interface: "eth0"}
+		port, err := ipam.Claimer{Ports: w.api, Node: n.Name}.Claim(t.Context(), ipam.Claim{Network: red, Pod: ref, Addresses: []netip.Addr{netip.MustParseAddr("10.0.0.99")}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		nic, err := nicOf(r.ContainerID, red, port, request{network: client.ObjectKeyFromObject(red), iface: "eth0", primary: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.NICs = append(r.NICs, nic)
+		files, unreadable, err := openRecords(filepath.Join(n.dir, "attachments"))
+		if err != nil || unreadable != nil {
+			t.Fatal(err, unreadable)
+		}
+		if err := files.put(r); err != nil {
+			t.Fatal(err)
+		}
+		// And a Pod's namespace went meanwhile.
+		if err := netns.Remove(gone.ns.Path()); err != nil {
+			t.Fatal(err)
+		}
+		n.start()
+		eventually(t, "the lost Pod's Port is given back", func() error {
+			err := w.api.Get(t.Context(), types.NamespacedName{Namespace: red.Namespace, Name: v1alpha1.PortName("default", gone.ip)}, &v1alpha1.Port{})
+			if apierrors.IsNotFound(err) {
+				return nil
+			}
+			return fmt.Errorf("it is there: %w", err)
+		})
+		// The runtime tries again, and the address is the one claimed before.
+		eventually(t, "add again", func() error { return half.add(t.Context()) })
+		if half.ip != "10.0.0.99" {
+			t.Errorf("address %s", half.ip)
+		}
+		edgetest.Echo(t, half.ns, "half", half.ip+":80")
+		answers(t, r5, half.ip+":80", "half 10.0.0.5")
 	})
 	t.Run("many at once", func(t *testing.T) {
 		var wg sync.WaitGroup

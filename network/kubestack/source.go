@@ -2,8 +2,13 @@ package kubestack
 
 import (
 	"context"
+	"errors"
+	"fmt"
+	"io"
 	"sync"
 
+	"github.com/containerd/log"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -70,6 +75,12 @@ func watchAll[T client.Object](g *group, c client.WithWatch, example T, list cli
 			m.SetManagedFields(nil)
 		}
 		return o, nil
+	})
+	// What it logs itself is switched off; without its rights it would wait in silence.
+	_ = informer.SetWatchErrorHandlerWithContext(func(ctx context.Context, _ *cache.Reflector, err error) {
+		if ctx.Err() == nil && !apierrors.IsResourceExpired(err) && !errors.Is(err, io.EOF) {
+			log.G(ctx).WithError(err).WithField("kind", fmt.Sprintf("%T", example)).Warn("watch")
+		}
 	})
 	var none T
 	registration, _ := informer.AddEventHandler(cache.ResourceEventHandlerFuncs{

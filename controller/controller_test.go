@@ -632,7 +632,6 @@ func TestNetwork(t *testing.T) {
 			"overlap":      {func(n *v1alpha1.Network) { n.Spec.Subnets["b"] = v1alpha1.Subnet{CIDR: "172.16.0.0/12"} }, "Invalid", "overlaps with subnet a"},
 			"mtu":          {func(n *v1alpha1.Network) { n.Spec.MTU = 9000 }, "Invalid", "carries 1450"},
 			"provider":     {func(n *v1alpha1.Network) { n.Spec.Provider = "neutron" }, "NoProvider", "no provider \"neutron\""},
-			"routed":       {func(n *v1alpha1.Network) { n.Spec.HostAccess = v1alpha1.HostRouted }, "HostAccessRefused", "operator's leave"},
 		} {
 			n := networkOf("blue", name, "172.16.1.0/24")
 			x.change(n)
@@ -658,7 +657,6 @@ func TestNetwork(t *testing.T) {
 	})
 
 	t.Run("routed", func(t *testing.T) {
-		c.update(blue, func() { blue.Annotations = map[string]string{"hypernetes.io/allow-host-access": "true"} })
 		n := networkOf("blue", "host1", "10.0.4.0/24") // inside red's default
 		n.Spec.HostAccess = v1alpha1.HostRouted
 		c.create(n)

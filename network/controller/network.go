@@ -25,10 +25,6 @@ import (
 	"github.com/hypernetes/hypernetes/network/subnet"
 )
 
-// AnnotationHostAccess on a Tenant, "true", is the operator's leave for Networks of
-// hostAccess Routed. Tenants have no write verb on Tenants.
-const AnnotationHostAccess = "hypernetes.io/allow-host-access"
-
 var _ reconcile.Reconciler = (*networks)(nil)
 
 // networks reconciles Networks.
@@ -146,7 +142,7 @@ func (r *networks) ensure(ctx context.Context, n *v1alpha1.Network) (*fault, err
 	}
 	subnets := subnet.Normalise(n.Spec, n.Status.Subnets)
 	if n.Spec.HostAccess == v1alpha1.HostRouted {
-		if f, err := r.routed(ctx, n, t, subnets); f != nil || err != nil {
+		if f, err := r.routed(ctx, n, subnets); f != nil || err != nil {
 			return f, err
 		}
 	}
@@ -196,14 +192,9 @@ func (r *networks) provider(n *v1alpha1.Network) (Provider, *fault) {
 		"spec.provider: the cluster has no provider %q: leave it out for the default (%s)", name, r.o.Providers[0].Name())}
 }
 
-// routed says whether nodes may have routes to n: with the operator's leave, and if no
-// Network that was there before has any of its addresses.
-func (r *networks) routed(ctx context.Context, n *v1alpha1.Network, t *v1alpha1.Tenant, subnets []v1alpha1.SubnetStatus) (*fault, error) {
-	if t.Annotations[AnnotationHostAccess] != "true" {
-		return &fault{v1alpha1.NetworkFailed, "HostAccessRefused", fmt.Sprintf(
-			"spec.hostAccess: Routed needs the operator's leave (annotation %s: \"true\" on Tenant %s): use Isolated",
-			AnnotationHostAccess, t.Name)}, nil
-	}
+// routed says whether nodes may have routes to n: if no Network that was there before has
+// any of its addresses. That the operator agrees, admission sees to.
+func (r *networks) routed(ctx context.Context, n *v1alpha1.Network, subnets []v1alpha1.SubnetStatus) (*fault, error) {
 	list := &v1alpha1.NetworkList{}
 	if err := r.client.List(ctx, list); err != nil {
 		return nil, err

@@ -104,7 +104,13 @@ func (r *services) Reconcile(ctx context.Context, req reconcile.Request) (reconc
 	if client.IgnoreNotFound(err) != nil {
 		return reconcile.Result{}, err
 	}
-	claims, cerr := r.o.Claims.List(ctx, claim.Address)
+	// Most Services have nothing to do with us: of these the cache is asked, which will tell
+	// of what it does not know yet.
+	from := r.o.Claims
+	if err != nil || !ours(s) {
+		from.Reader = r.client
+	}
+	claims, cerr := from.List(ctx, claim.Address)
 	if cerr != nil {
 		return reconcile.Result{}, cerr
 	}

@@ -11,7 +11,8 @@ import (
 // TestPolicy: policies hold between Pods of one tenant, on one node and on two, and
 // `h8s network check` names the rule.
 func TestPolicy(t *testing.T) {
-	c := testcluster.UpNodes(t, 2)
+	t.Parallel()
+	c := up(t)
 	tn := c.Tenant(t, light...)
 	n, other := tn.Namespace("app", "default"), tn.Namespace("other", "default")
 	tn.Apply(join(
@@ -70,7 +71,8 @@ spec:
 // TestPolicyComesFirst: under a policy that denies everything, no Pod gets a packet out
 // from its first instruction on.
 func TestPolicyComesFirst(t *testing.T) {
-	c := testcluster.UpNodes(t, 2)
+	t.Parallel()
+	c := up(t)
 	tn := c.Tenant(t, light...)
 	n, open := tn.Namespace("closed", "default"), tn.Namespace("open", "default")
 	tn.Apply(pod{name: "server", node: c.Node, runtime: "runc"}.yaml(open.Name))

@@ -14,11 +14,11 @@ var light = []string{"--runtime-class", "hyper,runc"}
 
 // TestServices goes through what a Service can be, in one tenant on two nodes.
 func TestServices(t *testing.T) {
-	c := testcluster.UpNodes(t, 2)
-	out := newOutside(t, c)
+	t.Parallel()
+	c := up(t)
 	tn := c.Tenant(t, light...)
 	n := tn.Namespace("web", "default")
-	testcluster.ApplyText(t, c, fmt.Sprintf(`apiVersion: hypernetes.io/v1alpha1
+	testcluster.ApplyText(t, c.Cluster, fmt.Sprintf(`apiVersion: hypernetes.io/v1alpha1
 kind: AddressPool
 metadata: {name: %s}
 spec: {addresses: ["100.64.0.210-100.64.0.219"], tenants: [%s], quarantineSeconds: 0}
@@ -95,8 +95,8 @@ spec:
 			return ok && name == "a"
 		})
 	})
-	t.Run("load balancer", func(t *testing.T) { balanced(t, n.For(t), out) })
-	t.Run("floating address", func(t *testing.T) { floating(t, tn, n.For(t), out) })
+	t.Run("load balancer", func(t *testing.T) { balanced(t, n.For(t), c.out) })
+	t.Run("floating address", func(t *testing.T) { floating(t, tn, n.For(t), c.out) })
 	t.Run("refused", func(t *testing.T) { refusedServices(t, n.For(t)) })
 }
 

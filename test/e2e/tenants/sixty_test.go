@@ -12,7 +12,7 @@ import (
 // TestSixty runs 60 virtual machines of two tenants with equal addresses on three nodes,
 // and lets each find all of its own and none of the other's.
 func TestSixty(t *testing.T) {
-	c := testcluster.UpNodes(t, 3)
+	c := up(t)
 	const each = 30
 	began := time.Now()
 	var twins []twin

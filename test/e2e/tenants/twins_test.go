@@ -17,9 +17,8 @@ type twin struct {
 // TestTwins: two tenants with the same CIDR and Pods with the same addresses, on the same
 // node and on another. Each sees its own Services, DNS, probes, egress and the API server.
 func TestTwins(t *testing.T) {
-	c := testcluster.UpNodes(t, 2)
-	nodes := []string{c.Node, c.Node + "-2"}
-	out := newOutside(t, c)
+	t.Parallel()
+	c := up(t)
 	var twins []twin
 	for range 2 {
 		tn := c.Tenant(t, "--cidr", "192.168.0.0/24")
@@ -27,7 +26,7 @@ func TestTwins(t *testing.T) {
 	}
 	for _, w := range twins {
 		var docs []string
-		for i, node := range nodes {
+		for i, node := range c.nodes[:2] {
 			for j := range 2 {
 				docs = append(docs, pod{
 					name: fmt.Sprintf("p%d%d", i, j), node: node, address: fmt.Sprintf("192.168.0.%d", 10+10*i+j),
@@ -41,7 +40,7 @@ func TestTwins(t *testing.T) {
 		w.ns.Ready("p00", "p01", "p10", "p11")
 	}
 	for i, w := range twins {
-		t.Run(fmt.Sprintf("tenant %d", i), func(t *testing.T) { w.sees(t, out) })
+		t.Run(fmt.Sprintf("tenant %d", i), func(t *testing.T) { w.sees(t, c.out) })
 	}
 	t.Run("crossing", func(t *testing.T) { crossing(t, twins[0], twins[1]) })
 	t.Run("probes", func(t *testing.T) { probesApart(t, twins[0], twins[1]) })

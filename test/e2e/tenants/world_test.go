@@ -7,12 +7,59 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/hypernetes/hypernetes/test/e2e/testcluster"
 )
 
-func TestMain(m *testing.M) { testcluster.Main(m) }
+// fabric is the cluster of three nodes all tests here use, and a machine outside it.
+type fabric struct {
+	*testcluster.Cluster
+	nodes []string
+	out   *outside
+}
+
+// world is made once, by the first test that asks for it.
+var world struct {
+	sync.Mutex
+	fabric *fabric
+	dir    string
+}
+
+func TestMain(m *testing.M) {
+	testcluster.Main(m, func() {
+		w := world.fabric
+		if w == nil {
+			return
+		}
+		w.out.remove()
+		_ = os.RemoveAll(world.dir)
+		if out, err := w.Scale(1); err != nil { // other packages take stock of one node
+			fmt.Printf("back to one node: %v\n%s", err, out)
+		}
+	})
+}
+
+func up(t testing.TB) *fabric {
+	t.Helper()
+	c := testcluster.Up(t)
+	world.Lock()
+	defer world.Unlock()
+	if world.fabric != nil {
+		return world.fabric
+	}
+	if out, err := c.Scale(3); err != nil {
+		t.Fatalf("three nodes: %v\n%s", err, out)
+	}
+	dir, err := os.MkdirTemp("", "h8s-tenants")
+	if err != nil {
+		t.Fatal(err)
+	}
+	world.dir = dir
+	world.fabric = &fabric{c, []string{c.Node, c.Node + "-2", c.Node + "-3"}, newOutside(t, c, dir)}
+	return world.fabric
+}
 
 // pod is a Pod of testbox that serves; extra is YAML of its spec, two spaces deep.
 type pod struct {
@@ -82,44 +129,50 @@ func want(t *testing.T, n *testcluster.Namespace, from, url, body string) {
 
 // outside is a machine on the fabric that is no node, a port of the first node's bridge.
 type outside struct {
-	t         testing.TB
 	name, box string
+	server    *exec.Cmd
 }
 
 // outsideAddress is where it serves; addresses of pools are in the same range.
 const outsideAddress = "100.64.0.200"
 
 // newOutside makes it, with testbox serving in it.
-func newOutside(t testing.TB, c *testcluster.Cluster) *outside {
+func newOutside(t testing.TB, c *testcluster.Cluster, dir string) *outside {
 	t.Helper()
-	box := filepath.Join(t.TempDir(), "testbox")
-	o := &outside{t: t, name: "h8s-out-" + c.Node, box: box}
-	pid := fmt.Sprint(c.AnchorPID(t))
+	o := &outside{name: "h8s-out-" + c.Node, box: filepath.Join(dir, "testbox")}
+	build := exec.Command("go", "build", "-o", o.box, "./test/images/testbox")
+	build.Dir = filepath.Join("..", "..", "..")
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("build testbox: %v\n%s", err, out)
+	}
 	run := func(args ...string) {
 		t.Helper()
 		if out, err := exec.Command(args[0], args[1:]...).CombinedOutput(); err != nil {
+			o.remove()
 			t.Fatalf("%s: %v\n%s", strings.Join(args, " "), err, out)
 		}
 	}
-	_ = exec.Command("ip", "netns", "del", o.name).Run()
+	o.remove() // what a killed run left
+	pid := fmt.Sprint(c.AnchorPID(t))
 	run("ip", "netns", "add", o.name)
-	t.Cleanup(func() { _ = exec.Command("ip", "netns", "del", o.name).Run() })
 	run("ip", "-n", o.name, "link", "add", "eth0", "type", "veth", "peer", "name", "outside", "netns", pid)
 	run("nsenter", "--net=/proc/"+pid+"/ns/net", "ip", "link", "set", "outside", "master", "h8s0", "up")
 	run("ip", "-n", o.name, "link", "set", "lo", "up")
 	run("ip", "-n", o.name, "addr", "add", outsideAddress+"/24", "dev", "eth0")
 	run("ip", "-n", o.name, "link", "set", "eth0", "up")
-	build := exec.Command("go", "build", "-o", box, "./test/images/testbox")
-	build.Dir = filepath.Join("..", "..", "..")
-	if out, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("build testbox: %v\n%s", err, out)
-	}
-	server := exec.Command("ip", "netns", "exec", o.name, box, "serve")
-	if err := server.Start(); err != nil {
+	o.server = exec.Command("ip", "netns", "exec", o.name, o.box, "serve")
+	if err := o.server.Start(); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { _ = server.Process.Kill(); _ = server.Wait() })
 	return o
+}
+
+func (o *outside) remove() {
+	if o.server != nil {
+		_ = o.server.Process.Kill()
+		_ = o.server.Wait()
+	}
+	_ = exec.Command("ip", "netns", "del", o.name).Run() // takes the link along
 }
 
 // run runs testbox in it and returns its output.

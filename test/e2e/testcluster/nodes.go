@@ -16,11 +16,11 @@ import (
 func (c *Cluster) Nodes(t testing.TB, n int) (names []string) {
 	t.Helper()
 	t.Cleanup(func() {
-		if out, err := c.scale(1); err != nil {
+		if out, err := c.Scale(1); err != nil {
 			t.Errorf("back to one node: %v\n%s", err, out)
 		}
 	})
-	if out, err := c.scale(n); err != nil {
+	if out, err := c.Scale(n); err != nil {
 		t.Fatalf("h8s dev nodes %d: %v\n%s", n, err, out)
 	}
 	names = []string{c.Node}
@@ -30,7 +30,8 @@ func (c *Cluster) Nodes(t testing.TB, n int) (names []string) {
 	return names
 }
 
-func (c *Cluster) scale(n int) (string, error) {
+// Scale is h8s dev nodes N.
+func (c *Cluster) Scale(n int) (string, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), upTimeout)
 	defer cancel()
 	out, err := c.command(ctx, "dev", "nodes", fmt.Sprint(n), "--name", c.Node).CombinedOutput()

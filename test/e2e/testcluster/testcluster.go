@@ -37,13 +37,17 @@ var starting = sync.OnceValues(start)
 
 // Main runs a package's tests with more of them in parallel than this machine has
 // CPUs: they spend their time waiting for VMs that boot, not computing. It does not
-// return.
-func Main(m *testing.M) {
+// return. What is in after is called when all tests are over.
+func Main(m *testing.M, after ...func()) {
 	flag.Parse()
 	if f := flag.Lookup("test.parallel"); f.Value.String() == fmt.Sprint(runtime.GOMAXPROCS(0)) {
 		_ = f.Value.Set("5")
 	}
-	os.Exit(m.Run())
+	code := m.Run()
+	for _, f := range after {
+		f()
+	}
+	os.Exit(code)
 }
 
 // Up returns the cluster, starting it first if it is not running. It skips or fails

@@ -576,3 +576,19 @@ func TestAddressReused(t *testing.T) {
 	next := n.Pod(one, "next", "192.168.0.5")
 	edgetest.Expect(t, next.NS, "udp", "100.64.0.200:80", "outside 100.64.0.1")
 }
+
+// What the edge itself dials, such as probes, comes from the gateway.
+func TestFromEdge(t *testing.T) {
+	t.Parallel()
+	rig := edgetest.New(t, 2)
+	n := rig.Network("red", 4097)
+	for i, c := range []struct{ v4, v6 string }{{"192.168.0.5", "fd00:1::5"}, {"192.168.0.6", "fd00:1::6"}} {
+		p := n.Pod(rig.Nodes[i], fmt.Sprintf("p%d", i), c.v4, c.v6)
+		edgetest.Echo(t, p.NS, p.Name, "[::]:80")
+	}
+	ns := n.Edges[rig.Nodes[0]].NS()
+	edgetest.Expect(t, ns, "tcp", "192.168.0.5:80", "p0 192.168.0.1")
+	edgetest.Expect(t, ns, "tcp", "[fd00:1::5]:80", "p0 fd00:1::1")
+	edgetest.Expect(t, ns, "tcp", "192.168.0.6:80", "p1 100.64.0.1")
+	edgetest.Expect(t, ns, "tcp", "[fd00:1::6]:80", "p1 fd68:3873:2::6440:1")
+}

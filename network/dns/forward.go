@@ -11,7 +11,6 @@ import (
 	"net"
 	"net/netip"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/miekg/dns"
@@ -55,7 +54,6 @@ type forwarder struct {
 	slots     chan struct{}
 	flight    singleflight.Group
 	cache     cache
-	next      atomic.Uint32
 }
 
 func newForwarder(c Config) *forwarder {

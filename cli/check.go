@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net/netip"
 	"net/url"
 	"slices"
@@ -355,8 +356,8 @@ func (s *session) servicePorts(ctx context.Context, service string, to podObject
 	if namespace != to.Metadata.Namespace {
 		return nil, fmt.Sprintf("Service %s leads to Pods of its own namespace only", key), nil
 	}
-	for k, v := range svc.Spec.Selector {
-		if to.Metadata.Labels[k] != v {
+	for _, k := range slices.Sorted(maps.Keys(svc.Spec.Selector)) {
+		if v := svc.Spec.Selector[k]; to.Metadata.Labels[k] != v {
 			return nil, fmt.Sprintf("Service %s does not lead to %s: its selector wants %s=%s", key, to.key(), k, v), nil
 		}
 	}

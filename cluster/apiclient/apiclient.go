@@ -14,6 +14,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"strconv"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -136,9 +137,52 @@ func (c *Client) Apply(ctx context.Context, path, manager string, object any) er
 }
 
 func (c *Client) do(ctx context.Context, method, path, contentType string, body []byte, out any) error {
+	for attempt := 1; ; attempt++ {
+		resp, b, err := c.once(ctx, method, path, contentType, body)
+		if err != nil {
+			return err
+		}
+		if resp.StatusCode == http.StatusTooManyRequests && attempt < attempts {
+			// Nothing was done, and the server says when to come again: it is busy, or a CRD is new.
+			if err := pause(ctx, resp.Header.Get("Retry-After")); err != nil {
+				return err
+			}
+			continue
+		}
+		if resp.StatusCode/100 != 2 {
+			return statusError(resp.StatusCode, b)
+		}
+		if out == nil {
+			return nil
+		}
+		return json.Unmarshal(b, out)
+	}
+}
+
+// attempts bounds how often one request is made.
+const attempts = 10
+
+// pause waits for as many seconds as a Retry-After says, at least 0.1 and at most 5.
+func pause(ctx context.Context, after string) error {
+	seconds, err := strconv.Atoi(after)
+	if err != nil {
+		seconds = 1
+	}
+	timer := time.NewTimer(min(max(time.Duration(seconds)*time.Second, 100*time.Millisecond), 5*time.Second))
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-timer.C:
+		return nil
+	}
+}
+
+// once makes a request and reads the answer.
+func (c *Client) once(ctx context.Context, method, path, contentType string, body []byte) (*http.Response, []byte, error) {
 	req, err := http.NewRequestWithContext(ctx, method, c.server+path, bytes.NewReader(body))
 	if err != nil {
-		return err
+		return nil, nil, err
 	}
 	req.Header.Set("Accept", "application/json")
 	if c.token != "" {
@@ -149,20 +193,11 @@ func (c *Client) do(ctx context.Context, method, path, contentType string, body 
 	}
 	resp, err := c.http.Do(req)
 	if err != nil {
-		return err
+		return nil, nil, err
 	}
 	defer resp.Body.Close()
 	b, err := io.ReadAll(io.LimitReader(resp.Body, maxBody))
-	if err != nil {
-		return err
-	}
-	if resp.StatusCode/100 != 2 {
-		return statusError(resp.StatusCode, b)
-	}
-	if out == nil {
-		return nil
-	}
-	return json.Unmarshal(b, out)
+	return resp, b, err
 }
 
 func statusError(code int, body []byte) error {

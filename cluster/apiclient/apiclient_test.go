@@ -95,3 +95,24 @@ func TestNewRefusesNonsense(t *testing.T) {
 		t.Error("no error")
 	}
 }
+
+// TestComeAgain: a server that is busy is asked again, with the same body, but not for ever.
+func TestComeAgain(t *testing.T) {
+	var bodies []string
+	busy := 2
+	c := client(t, func(w http.ResponseWriter, r *http.Request) {
+		b, _ := io.ReadAll(r.Body)
+		bodies = append(bodies, string(b))
+		if len(bodies) <= busy {
+			w.Header().Set("Retry-After", "0")
+			w.WriteHeader(http.StatusTooManyRequests)
+		}
+	})
+	if err := c.Create(t.Context(), "/x", 7, nil); err != nil || len(bodies) != 3 || bodies[2] != "7" {
+		t.Errorf("%v %v", bodies, err)
+	}
+	bodies, busy = nil, 1<<20
+	if err := c.Get(t.Context(), "/x", nil); !errdefs.IsUnavailable(err) || len(bodies) != attempts {
+		t.Errorf("%d %v", len(bodies), err)
+	}
+}

@@ -442,7 +442,7 @@ func ReasonOf(err error) string {
 		return "H8S_PORT_IN_USE"
 	case errdefs.IsAlreadyExists(err):
 		return "H8S_BUSY"
-	case errors.Is(err, join.ErrPin), errors.Is(err, join.ErrToken), errors.Is(err, join.ErrName):
+	case errors.Is(err, join.ErrServer), errors.Is(err, join.ErrPin), errors.Is(err, join.ErrToken), errors.Is(err, join.ErrName):
 		return "H8S_JOIN"
 	case errdefs.IsInvalidArgument(err):
 		return "H8S_USAGE"

@@ -32,6 +32,9 @@ import (
 // ErrName says that the cluster has a living node of that name.
 var ErrName = errors.New("the cluster has a node of that name")
 
+// ErrServer says that no API server answers where the agent was sent.
+var ErrServer = errors.New("no API server answers there")
+
 // Dial reaches the API server.
 type Dial func(ctx context.Context, network, address string) (net.Conn, error)
 
@@ -56,8 +59,7 @@ var ErrToken = errors.New("the server does not accept the token")
 // trusting nothing but the hash in the token, and checks that the token is taken and that
 // no node of the name is there. Only what the hash vouches for is returned.
 //
-// Errors: ErrPin, ErrToken, errdefs.ErrUnavailable if nobody answers,
-// ErrName.
+// Errors: ErrServer, ErrPin, ErrToken, ErrName.
 func Authority(ctx context.Context, server string, t token.Token, node string, dial Dial) ([]byte, error) {
 	info, err := clusterInfo(ctx, server, dial)
 	if err != nil {
@@ -122,7 +124,7 @@ func clusterInfo(ctx context.Context, server string, dial Dial) ([]byte, error) 
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
-			return nil, fmt.Errorf("%s does not tell of its cluster: %w: %w", server, last, errdefs.ErrUnavailable)
+			return nil, fmt.Errorf("%s: %w: %w", server, ErrServer, last)
 		}
 	}
 }

@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"github.com/hypernetes/hypernetes/cluster/cgroup"
@@ -128,4 +129,63 @@ func inNetwork(n *Node, f func() error) error {
 		}
 		return f()
 	})
+}
+
+// TestAttach connects a node to another's network, again where it is, and anew where the
+// link is gone as after a restart of the other.
+func TestAttach(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("namespaces need root")
+	}
+	cg, err := cgroup.Open()
+	if err != nil {
+		t.Skip(err)
+	}
+	first, further := emptyWorld(t, cg, "first"), emptyWorld(t, cg, "further")
+	first.Settings.NodeIP, further.Settings.NodeIP, further.Settings.Of = "100.64.0.1", "100.64.0.2", "first"
+	shellIn(t, first, "ip link set lo up; ip link add h8s0 type bridge; ip addr add 100.64.0.1/24 dev h8s0; ip link set h8s0 up")
+	l, err := first.Listen("tcp4", "100.64.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	reach := func(what string) {
+		t.Helper()
+		if err := further.Attach(first); err != nil {
+			t.Fatalf("%s: %v", what, err)
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+		defer cancel()
+		conn, err := further.Dial(ctx, "tcp4", l.Addr().String())
+		if err != nil {
+			t.Fatalf("%s: %v", what, err)
+		}
+		_ = conn.Close()
+	}
+	reach("attach")
+	before := linkIndex(t, further)
+	reach("again")
+	if now := linkIndex(t, further); now != before {
+		t.Errorf("a link that was there was made anew: %d, was %d", now, before)
+	}
+	shellIn(t, further, "ip link del h8s0")
+	reach("anew")
+}
+
+func linkIndex(t *testing.T, n *Node) (index int) {
+	t.Helper()
+	err := onOwnThread(func() error {
+		if err := n.enter([]namespace{netNS}); err != nil {
+			return err
+		}
+		l, err := netlink.LinkByName(link)
+		if err == nil {
+			index = l.Attrs().Index
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return index
 }

@@ -130,7 +130,7 @@ func agent(t *testing.T, c *testcluster.Cluster, names []string) {
 			t.Errorf("a token %s: exit %d, want %d and %q:\n%s", name, exit, x.exit, x.want, out)
 		}
 	}
-	if out, exit := m.join(good, "--server", "https://100.64.0.250:6443"); exit != 13 || !strings.Contains(out, "100.64.0.250") {
+	if out, exit := m.join(good, "--server", "https://100.64.0.250:6443"); exit != 21 || !strings.Contains(out, "no API server answers") {
 		t.Errorf("nobody there: exit %d:\n%s", exit, out)
 	}
 	if out, exit := m.join(good, "--server", "https://server:6443"); exit != 2 || !strings.Contains(out, "IP address") {

@@ -87,6 +87,27 @@ func (m *machine) reset() {
 	gone(m.t, m.name)
 }
 
+// running waits until the agent has started.
+func (m *machine) running(out *output, ended <-chan error) {
+	m.t.Helper()
+	node := m.c.Further(m.name)
+	tick, deadline := time.NewTicker(200*time.Millisecond), time.NewTimer(lossPatience)
+	defer tick.Stop()
+	defer deadline.Stop()
+	for {
+		if text, err := node.TryH8S("status"); err == nil && strings.Contains(text, "node "+m.name+": running") {
+			return
+		}
+		select {
+		case <-tick.C:
+		case err := <-ended:
+			m.t.Fatalf("h8s agent ended: %v\n%s", err, out)
+		case <-deadline.C:
+			m.t.Fatalf("h8s agent is not ready:\n%s", out)
+		}
+	}
+}
+
 // output is what a long-lived process prints.
 type output struct {
 	mu  sync.Mutex
@@ -147,7 +168,7 @@ func agent(t *testing.T, c *testcluster.Cluster, names []string) {
 	ended := make(chan error, 1)
 	go func() { ended <- cmd.Wait() }()
 	defer m.reset()
-	c.Kubectl(t, "wait", "--for=create", "node/"+m.name, "--timeout="+lossPatience.String())
+	m.running(&out, ended)
 	awaitReady(t, c, m.name, "True")
 	for _, p := range c.Further(m.name).Processes(t) {
 		if strings.Contains(p.Command, "h8s1.") {
@@ -171,23 +192,7 @@ func agent(t *testing.T, c *testcluster.Cluster, names []string) {
 		t.Fatal(err)
 	}
 	go func() { ended <- again.Wait() }()
-	st := c.Further(m.name)
-	n := time.NewTicker(200 * time.Millisecond)
-	defer n.Stop()
-	deadline := time.NewTimer(lossPatience)
-	defer deadline.Stop()
-	for {
-		if text, err := st.TryH8S("status"); err == nil && strings.Contains(text, "running") {
-			break
-		}
-		select {
-		case <-n.C:
-		case err := <-ended:
-			t.Fatalf("h8s agent ended: %v\n%s", err, out.String())
-		case <-deadline.C:
-			t.Fatalf("h8s agent is not ready:\n%s", out.String())
-		}
-	}
+	m.running(&out, ended)
 	if err := again.Process.Signal(unix.SIGTERM); err != nil {
 		t.Fatal(err)
 	}

@@ -326,7 +326,8 @@ func (d *Daemon) syncNode(ctx context.Context) error {
 		return nil
 	}
 	nodes := d.cluster.allNodes(d.opts.NodeIP)
-	host := edge.Host{APIServers: d.opts.APIServers}
+	// Without an answer in the edge a ClusterIP must not find kube-proxy on the node.
+	host := edge.Host{APIServers: d.opts.APIServers, Reserved: slices.Clone(d.opts.ServiceCIDRs)}
 	for _, n := range nodes {
 		host.Nodes = append(host.Nodes, n.Addresses...)
 		host.Reserved = append(host.Reserved, n.PodCIDRs...)

@@ -296,7 +296,7 @@ func New(ctx context.Context, cfg *rest.Config, o Options) (ctrl.Manager, error)
 	if err := binding.Index(ctx, m.GetFieldIndexer()); err != nil {
 		return nil, err
 	}
-	claims := claim.Store{Writer: m.GetClient(), Reader: m.GetAPIReader()}
+	claims := claim.Store{Writer: m.GetClient(), Reader: m.GetAPIReader(), Cache: m.GetClient()}
 	if err := network.Setup(ctx, m, network.Options{
 		Limits: limits, Claims: claims, Providers: []network.Provider{builtin.New(claims, limits)},
 		PortGrace: o.PortGrace, Retry: o.Retry, Sweep: o.Sweep,

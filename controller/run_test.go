@@ -8,6 +8,7 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
+	"fmt"
 	"math/big"
 	"net"
 	"net/http"
@@ -117,10 +118,18 @@ func TestRun(t *testing.T) {
 		t.Fatal(err)
 	}
 	c.spaceSays(s, v1alpha1.NamespaceBound, "Bound", "")
+	// The API server takes a moment to hear of policies.
 	c.eventually("a manager's Service", func() error {
-		svc := serviceOf("web", "www")
-		svc.Spec.AllocateLoadBalancerNodePorts = nil
-		return client.IgnoreAlreadyExists(ann.Create(t.Context(), svc))
+		try := serviceOf("web", "www")
+		try.Spec.AllocateLoadBalancerNodePorts = nil
+		dry := try.DeepCopy()
+		if err := ann.Create(t.Context(), dry, client.DryRunAll); err != nil {
+			return err
+		}
+		if dry.Labels[v1alpha1.LabelServiceProxy] == "" || dry.Spec.Ports[0].NodePort != 0 {
+			return fmt.Errorf("not guarded yet: %v", dry.Labels)
+		}
+		return ann.Create(t.Context(), try)
 	})
 	svc := serviceOf("web", "www")
 	c.ingress(svc, "192.0.2.10")

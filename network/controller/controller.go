@@ -60,7 +60,7 @@ func (o *Options) defaults(m manager.Manager) {
 		o.Sweep = time.Minute
 	}
 	if o.Claims.Writer == nil {
-		o.Claims = claim.Store{Writer: m.GetClient(), Reader: m.GetAPIReader()}
+		o.Claims = claim.Store{Writer: m.GetClient(), Reader: m.GetAPIReader(), Cache: m.GetClient()}
 	}
 }
 

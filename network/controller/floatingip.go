@@ -35,8 +35,6 @@ const (
 	floatingTerminating = "Terminating"
 )
 
-const kindFloatingIP = "FloatingIP"
-
 var _ reconcile.Reconciler = (*floatingIPs)(nil)
 
 // floatingIPs reconciles FloatingIPs.
@@ -55,7 +53,7 @@ func (r *floatingIPs) setup(m manager.Manager) error {
 		Watches(&v1alpha1.TenantNamespace{}, handler.EnqueueRequestsFromMapFunc(home)).
 		Watches(&v1alpha1.AddressPool{}, handler.EnqueueRequestsFromMapFunc(pending)).
 		Watches(&coordinationv1.Lease{}, handler.EnqueueRequestsFromMapFunc(func(ctx context.Context, o client.Object) []reconcile.Request {
-			return ownerRequest(o, kindFloatingIP)
+			return ownerRequest(o, claim.KindFloatingIP)
 		})).
 		WatchesMetadata(partial("Pod"), handler.EnqueueRequestsFromMapFunc(func(ctx context.Context, o client.Object) []reconcile.Request {
 			return r.of(ctx, func(f *v1alpha1.FloatingIP) bool {
@@ -99,7 +97,7 @@ func (r *floatingIPs) Reconcile(ctx context.Context, req reconcile.Request) (rec
 		return reconcile.Result{}, client.IgnoreNotFound(err)
 	}
 	old := f.DeepCopy()
-	owner := claim.OwnerOf(kindFloatingIP, f)
+	owner := claim.OwnerOf(claim.KindFloatingIP, f)
 	if !f.DeletionTimestamp.IsZero() {
 		if !controllerutil.ContainsFinalizer(f, v1alpha1.Finalizer) {
 			return reconcile.Result{}, nil
@@ -178,7 +176,13 @@ func (r *floatingIPs) ensure(ctx context.Context, f *v1alpha1.FloatingIP, owner 
 	} else if err != nil {
 		return err
 	}
-	owned, err := r.o.Claims.Owned(ctx, claim.Address, owner)
+	// Of one that is settled the cache knows as much as the API server.
+	cached := r.o.Claims
+	cached.Reader = r.client
+	owned, err := cached.Owned(ctx, claim.Address, owner)
+	if err != nil || len(owned) != 1 || owned[0].Address.String() != f.Status.Address {
+		owned, err = r.o.Claims.Owned(ctx, claim.Address, owner)
+	}
 	if err != nil {
 		return err
 	}

@@ -7,6 +7,7 @@ import (
 	"slices"
 
 	"github.com/containerd/errdefs"
+	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
 	"k8s.io/apimachinery/pkg/api/meta"
@@ -22,6 +23,7 @@ import (
 
 	v1alpha1 "github.com/hypernetes/hypernetes/api/hypernetes/v1alpha1"
 	"github.com/hypernetes/hypernetes/identity/binding"
+	"github.com/hypernetes/hypernetes/network/claim"
 	"github.com/hypernetes/hypernetes/network/subnet"
 )
 
@@ -39,6 +41,9 @@ func (r *networks) setup(m manager.Manager) error {
 		})).
 		Watches(&v1alpha1.TenantNamespace{}, handler.EnqueueRequestsFromMapFunc(func(_ context.Context, o client.Object) []reconcile.Request {
 			return one(o.GetNamespace(), o.(*v1alpha1.TenantNamespace).Spec.Network)
+		})).
+		Watches(&coordinationv1.Lease{}, handler.EnqueueRequestsFromMapFunc(func(_ context.Context, o client.Object) []reconcile.Request {
+			return ownerRequest(o, claim.KindNetwork)
 		})).
 		Watches(&v1alpha1.Tenant{}, handler.EnqueueRequestsFromMapFunc(func(ctx context.Context, o client.Object) []reconcile.Request {
 			list := &v1alpha1.NetworkList{}

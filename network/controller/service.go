@@ -38,8 +38,6 @@ const (
 	AnnotationAddress = claim.AnnotationAddress
 )
 
-const kindService = "Service"
-
 // lifeOnly lets through that an object is there or is not, and changes of metadata that
 // begin its end.
 var lifeOnly = predicate.Funcs{
@@ -86,7 +84,7 @@ func (r *services) setup(m manager.Manager) error {
 			return all
 		})).
 		Watches(&coordinationv1.Lease{}, handler.EnqueueRequestsFromMapFunc(func(_ context.Context, o client.Object) []reconcile.Request {
-			return ownerRequest(o, kindService)
+			return ownerRequest(o, claim.KindService)
 		})).
 		Complete(r)
 }
@@ -117,7 +115,7 @@ func (r *services) Reconcile(ctx context.Context, req reconcile.Request) (reconc
 	// What Services of this name before this one left is nobody's.
 	var mine []claim.Claim
 	for _, c := range claims {
-		if o := c.Owner; o.Kind != kindService || o.Namespace != req.Namespace || o.Name != req.Name {
+		if o := c.Owner; o.Kind != claim.KindService || o.Namespace != req.Namespace || o.Name != req.Name {
 			continue
 		}
 		if err == nil && ours(s) && c.Owner.UID == s.UID {
@@ -243,11 +241,11 @@ func (r *services) ensure(ctx context.Context, s *corev1.Service, all, mine []cl
 	}
 	used := 0
 	for _, c := range all {
-		if c.Held() && c.Tenant == tenant && c.Owner.Kind == kindService {
+		if c.Held() && c.Tenant == tenant && c.Owner.Kind == claim.KindService {
 			used++
 		}
 	}
-	owner := claim.OwnerOf(kindService, s)
+	owner := claim.OwnerOf(claim.KindService, s)
 	pool := s.Annotations[AnnotationPool]
 	var missing []*refusal
 	for _, family := range families {

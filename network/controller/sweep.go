@@ -73,11 +73,11 @@ func (s *sweeper) sweep(ctx context.Context) error {
 func (s *sweeper) gone(ctx context.Context, o claim.Owner) (bool, error) {
 	var obj client.Object
 	switch o.Kind {
-	case kindService:
+	case claim.KindService:
 		obj = &corev1.Service{}
-	case kindFloatingIP:
+	case claim.KindFloatingIP:
 		obj = &v1alpha1.FloatingIP{}
-	case "Network":
+	case claim.KindNetwork:
 		obj = &v1alpha1.Network{}
 	default:
 		return false, nil

@@ -59,7 +59,7 @@ func (p *Provider) Ensure(ctx context.Context, n *v1alpha1.Network, subnets []v1
 }
 
 func (p *Provider) vni(ctx context.Context, n *v1alpha1.Network) (int32, string, error) {
-	req := claim.Request{Owner: claim.OwnerOf("Network", n), Tenant: n.Status.Tenant}
+	req := claim.Request{Owner: claim.OwnerOf(claim.KindNetwork, n), Tenant: n.Status.Tenant}
 	repaired := ""
 	if was := n.Status.VNI; was != 0 {
 		again := req
@@ -101,7 +101,7 @@ func (p *Provider) vni(ctx context.Context, n *v1alpha1.Network) (int32, string,
 
 // Release implements controller.Provider.
 func (p *Provider) Release(ctx context.Context, n *v1alpha1.Network) error {
-	owned, err := p.Claims.Owned(ctx, claim.VNI, claim.OwnerOf("Network", n))
+	owned, err := p.Claims.Owned(ctx, claim.VNI, claim.OwnerOf(claim.KindNetwork, n))
 	if err != nil {
 		return err
 	}

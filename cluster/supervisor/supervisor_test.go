@@ -311,3 +311,32 @@ func TestUnready(t *testing.T) {
 		t.Errorf("%+v, want process %d untouched", st, pid)
 	}
 }
+
+// TestGate holds a component back until its gate opens, and lets it be stopped before.
+func TestGate(t *testing.T) {
+	l, gate := &here{}, make(chan struct{})
+	held, kept := shell("held", forever), shell("kept", forever)
+	held.Gate, kept.Gate = gate, make(chan struct{})
+	s, err := New(l, files(t.TempDir()), []Spec{shell("free", forever), held, kept})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Stop()
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- s.Start(ctx) }()
+	await(t, s, "free", func(st Status) bool { return st.State == Ready })
+	if st := of(s, "held"); st.State != Pending {
+		t.Errorf("behind its gate: %+v", st)
+	}
+	close(gate)
+	await(t, s, "held", func(st Status) bool { return st.State == Ready })
+	cancel()
+	if err := <-done; !errors.Is(err, context.Canceled) {
+		t.Errorf("start: %v", err)
+	}
+	s.Stop("kept")
+	if st := of(s, "kept"); st.State != Stopped {
+		t.Errorf("stopped behind its gate: %+v", st)
+	}
+}

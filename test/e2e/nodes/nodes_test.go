@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -148,38 +147,40 @@ func ready(t *testing.T, c *testcluster.Cluster, names []string) {
 // traffic has each node's Pod fetch from each other's, through the Service and by its
 // name in DNS; logs and exec go through each kubelet.
 func traffic(t *testing.T, n *testcluster.Namespace, names []string) {
-	n.Kubectl("rollout", "status", "daemonset/web", "--timeout="+testcluster.Patience.String())
-	pods := strings.Fields(n.Kubectl("get", "pods", "-l", "app=web", "-o", `jsonpath={range .items[*]}{.metadata.name}={.status.podIP}={.spec.nodeName}{"\n"}{end}`))
-	var on []string
-	for _, from := range pods {
-		pod, _, _ := strings.Cut(from, "=")
-		on = append(on, from[strings.LastIndexByte(from, '=')+1:])
-		for _, to := range pods {
-			ip := strings.Split(to, "=")[1]
-			fetch(n, pod, "http://"+ip+":8080/")
+	for _, from := range names {
+		for _, to := range names {
+			fetch(n, from, func() string { return "http://" + onNode(n, to, ".status.podIP") + ":8080/" })
 		}
 		for range 3 {
-			fetch(n, pod, "http://web."+n.Name+".svc.cluster.local/")
+			fetch(n, from, func() string { return "http://web." + n.Name + ".svc.cluster.local/" })
 		}
-		n.Logs(pod)
-	}
-	slices.Sort(on)
-	if !slices.Equal(on, names) {
-		t.Errorf("Pods are on %v, want one on each of %v", on, names)
+		n.Logs(onNode(n, from, ".metadata.name"))
 	}
 	// A virtual machine on the last node, and back from it.
 	last := names[len(names)-1]
 	n.Kubectl("run", "vm", "--image=h8s.local/testbox:1", "--overrides="+fmt.Sprintf(`{"spec":{"nodeName":%q,"terminationGracePeriodSeconds":1}}`, last), "--", "serve")
 	n.Ready("vm")
-	fetch(n, "vm", "http://web/")
-	fetch(n, strings.Split(pods[0], "=")[0], "http://"+n.Get("pod/vm", ".status.podIP")+":8080/")
+	n.Exec("vm", "/testbox", "get", "http://web/")
+	fetch(n, names[0], func() string { return "http://" + n.Get("pod/vm", ".status.podIP") + ":8080/" })
 	n.Kubectl("delete", "pod", "vm", "--wait")
 }
 
-// fetch asks until it is answered: a Service is programmed on every node in its own time.
-func fetch(n *testcluster.Namespace, pod, url string) {
-	n.Until(pod+" fetches "+url, testcluster.Patience, func() bool {
-		_, err := n.Try("exec", pod, "--", "/testbox", "get", url)
+// onNode is a field of the ready Pod of the DaemonSet on a node, empty if there is none now:
+// one that was there when the node stopped may be replaced.
+func onNode(n *testcluster.Namespace, node, field string) string {
+	out, err := n.Try("get", "pods", "-l", "app=web", "--field-selector", "status.phase=Running,spec.nodeName="+node,
+		"-o", "jsonpath={.items[0]"+field+"}")
+	if err != nil {
+		return ""
+	}
+	return out
+}
+
+// fetch has the Pod on a node ask until it is answered: a Service is programmed on every
+// node in its own time.
+func fetch(n *testcluster.Namespace, from string, url func() string) {
+	n.Until("a Pod on "+from+" fetches "+url(), testcluster.Patience, func() bool {
+		_, err := n.Try("exec", onNode(n, from, ".metadata.name"), "--", "/testbox", "get", url())
 		return err == nil
 	})
 }
@@ -248,8 +249,7 @@ func componentsKilled(t *testing.T, n *testcluster.Namespace, node string) {
 	if again := n.Kubectl("get", "pods", "-l", "app=web", "--field-selector", "spec.nodeName="+node, "-o", "jsonpath={.items[0].metadata.name} {.items[0].metadata.uid}"); again != pod {
 		t.Errorf("the Pod is another: %s, was %s", again, pod)
 	}
-	name, _, _ := strings.Cut(pod, " ")
-	fetch(n, name, "http://web/")
+	fetch(n, node, func() string { return "http://web/" })
 }
 
 // lost kills everything of a node; the cluster notices, and h8s up brings it back.

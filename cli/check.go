@@ -45,11 +45,12 @@ func newNetworkCheckCommand() *cobra.Command {
 		Long: `Says whether POD_A can open a connection to POD_B and what decides it: the Networks of
 their namespaces, NetworkPolicies of both sides, and whether POD_B is ready. Nothing is
 sent. Without --port or --service all ports POD_B's containers name are looked at.
-The exit code is 0 if there is a port they can talk on.`,
+The exit code is 0 if there is a port they can talk on. Users of a tenant, who see only
+their own namespaces, name it with --tenant.`,
 		Example: "  h8s network check web/front-0 db/postgres-0 --port 5432\n  h8s network check web/front-0 web/back-0 --service back",
 	}
 	t.add(cmd)
-	output := readOutputFlag(cmd)
+	tenant, output := tenantFlag(cmd, &t), readOutputFlag(cmd)
 	cmd.Flags().StringVar(&port, "port", "", "port number, 53/UDP for another protocol than TCP")
 	cmd.Flags().StringVar(&service, "service", "", "Service by which POD_A would reach POD_B, [NAMESPACE/]NAME, by default in POD_B's namespace")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
@@ -77,7 +78,7 @@ The exit code is 0 if there is a port they can talk on.`,
 			return err
 		}
 		defer s.Close()
-		a, err := s.check(cmd.Context(), from, to, on, service)
+		a, err := s.check(cmd.Context(), *tenant, from, to, on, service)
 		if err != nil {
 			return err
 		}
@@ -217,7 +218,7 @@ func (n networkOf) String() string {
 }
 
 // check gathers what decides and asks package policy.
-func (s *session) check(ctx context.Context, from, to podKey, on []checkPort, service string) (answer, error) {
+func (s *session) check(ctx context.Context, tenant string, from, to podKey, on []checkPort, service string) (answer, error) {
 	a := answer{From: from.String(), To: to.String()}
 	src, err := s.pod(ctx, from)
 	if err != nil {
@@ -228,7 +229,11 @@ func (s *session) check(ctx context.Context, from, to podKey, on []checkPort, se
 		return a, err
 	}
 	var bindings list[bindingObject]
-	if err := s.get(ctx, hypernetes+"/tenantnamespaces", &bindings, ""); err != nil {
+	path := hypernetes + "/tenantnamespaces"
+	if tenant != "" {
+		path = homePath(tenant, "tenantnamespaces")
+	}
+	if err := s.get(ctx, path, &bindings, ""); err != nil {
 		return a, err
 	}
 	of := map[string]networkOf{}
@@ -319,15 +324,17 @@ func (s *session) policyState(ctx context.Context, of map[string]networkOf, netw
 		if n != network {
 			continue
 		}
-		var ns struct{ Metadata meta }
-		var pods list[podObject]
-		var policies list[*networkingv1.NetworkPolicy]
-		err := errors.Join(s.get(ctx, "/api/v1/namespaces/"+name, &ns, ""), s.get(ctx, namespacePath("/api/v1", name, "pods"), &pods, ""),
-			s.get(ctx, namespacePath("/apis/networking.k8s.io/v1", name, "networkpolicies"), &policies, ""))
+		ns, err := s.namespaceLabels(ctx, name, n)
 		if err != nil {
 			return state, err
 		}
-		state.Namespaces[name] = ns.Metadata.Labels
+		var pods list[podObject]
+		var policies list[*networkingv1.NetworkPolicy]
+		err = errors.Join(s.get(ctx, namespacePath("/api/v1", name, "pods"), &pods, ""), s.get(ctx, namespacePath("/apis/networking.k8s.io/v1", name, "networkpolicies"), &policies, ""))
+		if err != nil {
+			return state, err
+		}
+		state.Namespaces[name] = ns
 		for _, p := range pods.Items {
 			if p.running() && !p.Spec.HostNetwork {
 				state.Pods = append(state.Pods, p.asPolicy())
@@ -336,6 +343,17 @@ func (s *session) policyState(ctx context.Context, of map[string]networkOf, netw
 		state.Policies = append(state.Policies, policies.Items...)
 	}
 	return state, nil
+}
+
+// namespaceLabels are a Namespace's. Users of a tenant may not read Namespaces: to them,
+// those that every bound Namespace has.
+func (s *session) namespaceLabels(ctx context.Context, name string, of networkOf) (map[string]string, error) {
+	var ns struct{ Metadata meta }
+	err := s.get(ctx, "/api/v1/namespaces/"+url.PathEscape(name), &ns, "")
+	if errdefs.IsPermissionDenied(err) {
+		return map[string]string{"kubernetes.io/metadata.name": name, "hypernetes.io/tenant": of.tenant, "hypernetes.io/network": of.network}, nil
+	}
+	return ns.Metadata.Labels, err
 }
 
 // servicePorts are the Pod's ports behind a Service; nil with the reason if it does not

@@ -291,6 +291,28 @@ func TestTenancyOutput(t *testing.T) {
 	}
 }
 
+// TestCheckAsTenant: who sees the own home namespace only gets the same answer.
+func TestCheckAsTenant(t *testing.T) {
+	f := newFakeAPI(t, blue)
+	f.deny = func(_, path string) string {
+		if path == hypernetes+"/tenantnamespaces" || strings.HasPrefix(path, "/api/v1/namespaces/") && strings.Count(path, "/") == 4 {
+			return path + " is forbidden"
+		}
+		return ""
+	}
+	if _, _, err := f.run("", "network", "check", "web/front", "db/sql"); err == nil || !strings.Contains(err.Error(), "forbidden") {
+		t.Error(err)
+	}
+	out, _, err := f.run("", "network", "check", "web/front", "db/sql", "--tenant", "blue")
+	if err != nil {
+		t.Error(err)
+	}
+	want, err := os.ReadFile("testdata/check-all.golden")
+	if err != nil || !strings.HasSuffix(string(want), "\n"+out) {
+		t.Errorf("%v\n%s", err, out)
+	}
+}
+
 func TestTenancyRefusals(t *testing.T) {
 	for args, want := range map[string]string{
 		"tenant create":                                          "accepts 1 arg(s)",

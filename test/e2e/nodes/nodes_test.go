@@ -190,7 +190,7 @@ func drain(t *testing.T, n *testcluster.Namespace, node string) {
 	n.Kubectl("rollout", "status", "deployment/two", "--timeout="+testcluster.Patience.String())
 	// One replica too few to let any go.
 	on := n.Kubectl("get", "pods", "-l", "app=two", "-o", "jsonpath={.items[0].spec.nodeName}")
-	out, code := n.Exit(t, "", "node", "drain", on, "--name", n.Node, "--timeout", "5s")
+	out, code := n.Exit(t, "", "node", "drain", on, "--name", n.Node, "--timeout", "20s")
 	if code != 22 || !strings.Contains(out, "PodDisruptionBudget") || !strings.Contains(out, n.Name+"/two-") {
 		t.Errorf("a budget in the way: exit %d: %s", code, out)
 	}

@@ -10,7 +10,7 @@ import (
 
 // light are the flags of a tenant whose Pods may be plain containers: what is looked at
 // is the network, which does not care, and they start at once.
-var light = []string{"--runtime-class", "hyper,runc"}
+var light = []string{"--runtime-class", "hyper", "--runtime-class", "runc"}
 
 // TestServices goes through what a Service can be, in one tenant on two nodes.
 func TestServices(t *testing.T) {

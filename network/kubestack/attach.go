@@ -183,10 +183,9 @@ func (d *Daemon) plug(ctx context.Context, q *api.AttachRequest, pod *corev1.Pod
 	}
 	var networks []*network
 	var ports []*v1alpha1.Port
-	var claimed []*v1alpha1.Port // by this call: given back if it fails
 	defer func() {
 		if err != nil {
-			d.unplug(ctx, r, claimed)
+			d.unplug(ctx, r, ports)
 		}
 		d.mu.Lock()
 		for _, p := range ports {
@@ -227,16 +226,13 @@ func (d *Daemon) plug(ctx context.Context, q *api.AttachRequest, pod *corev1.Pod
 		if !poll(ctx, networks[i].synced) {
 			return r, fmt.Errorf("network %s: its objects are not known yet: try again: %w", w.network, errdefs.ErrUnavailable)
 		}
-		port, mine, err := d.claim(ctx, networks[i], object, w, v1alpha1.PodRef{
+		port, err := d.claim(ctx, networks[i], object, w, v1alpha1.PodRef{
 			Namespace: pod.Namespace, Name: pod.Name, UID: string(pod.UID), Sandbox: q.ContainerId, Interface: w.iface,
 		})
 		if err != nil {
 			return r, err
 		}
 		ports = append(ports, port)
-		if mine {
-			claimed = append(claimed, port)
-		}
 		d.mu.Lock()
 		d.ports[client.ObjectKeyFromObject(port)] = port
 		d.mu.Unlock()
@@ -294,13 +290,13 @@ func (d *Daemon) settle(ctx context.Context, networks []*network, ports []*v1alp
 }
 
 // claim finds the NIC's Port if this call was made before, or claims one.
-func (d *Daemon) claim(ctx context.Context, n *network, object *v1alpha1.Network, w request, ref v1alpha1.PodRef) (p *v1alpha1.Port, mine bool, err error) {
+func (d *Daemon) claim(ctx context.Context, n *network, object *v1alpha1.Network, w request, ref v1alpha1.PodRef) (p *v1alpha1.Port, err error) {
 	known := n.knownPorts()
 	taken := map[netip.Addr]bool{}
 	for _, p := range known {
 		if p.Spec.Pod != nil && *p.Spec.Pod == ref && p.Spec.Node == d.opts.Node && p.DeletionTimestamp == nil &&
 			p.Spec.Network == w.network.Name && (p.Spec.NetworkUID == "" || p.Spec.NetworkUID == string(object.UID)) {
-			return p, false, nil
+			return p, nil
 		}
 		for _, a := range addresses(p.Spec.Addresses) {
 			taken[a] = true
@@ -311,9 +307,9 @@ func (d *Daemon) claim(ctx context.Context, n *network, object *v1alpha1.Network
 		Taken: func(a netip.Addr) bool { return taken[a] },
 	})
 	if err != nil {
-		return nil, false, fmt.Errorf("network %s: %w", w.network, err)
+		return nil, fmt.Errorf("network %s: %w", w.network, err)
 	}
-	return p, true, nil
+	return p, nil
 }
 
 // nicOf is what a Port becomes on this node.
@@ -362,7 +358,7 @@ func (d *Daemon) activate(ctx context.Context, p *v1alpha1.Port) error {
 	return nil
 }
 
-// unplug takes back what a failed add did.
+// unplug takes back what a failed add did, and what one before it that it went on from did.
 func (d *Daemon) unplug(ctx context.Context, r *record, claimed []*v1alpha1.Port) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
 	defer cancel()

@@ -158,7 +158,8 @@ func apiserver(in Input) Component {
 		"--tls-private-key-file="+in.pki("apiserver.key"),
 		"--client-ca-file="+in.pki("ca.crt"),
 		"--authorization-mode=Node,RBAC",
-		"--enable-admission-plugins=NodeRestriction",
+		// A Service's externalIPs would take anybody's traffic (CVE-2020-8554), also where no tenant is.
+		"--enable-admission-plugins=NodeRestriction,DenyServiceExternalIPs",
 		"--enable-bootstrap-token-auth=true",
 		// Of Pods on a node that is lost; five minutes, the default, are long for a Pod
 		// that boots in seconds.

@@ -23,7 +23,11 @@ kind: AddressPool
 metadata: {name: %s}
 spec: {addresses: ["100.64.0.210-100.64.0.219"], tenants: [%s], quarantineSeconds: 0}
 `, tn.Name, tn.Name))
-	t.Cleanup(func() { c.Kubectl(t, "delete", "addresspool", tn.Name, "--wait=false") })
+	t.Cleanup(func() {
+		if out, err := c.TryKubectl("delete", "addresspool", tn.Name, "--wait=false"); err != nil {
+			t.Errorf("clean up: %v\n%s", err, out)
+		}
+	})
 	tn.Apply(join(
 		pod{name: "a", node: c.Node, app: "web", runtime: "runc"}.yaml(n.Name),
 		pod{name: "b", node: c.Node + "-2", app: "web", runtime: "runc"}.yaml(n.Name),

@@ -119,6 +119,20 @@ func get(n *testcluster.Namespace, from, url string) (string, bool) {
 	return strings.TrimSpace(body), code == 0
 }
 
+// silent fails the test if a URL answers.
+func silent(t *testing.T, n *testcluster.Namespace, from, url string) {
+	t.Helper()
+	if out, code := n.ExecCode(from, "/testbox", "get", "-timeout", "3s", url); code == 0 {
+		t.Errorf("%s/%s GET %s: it answers: %s", n.Name, from, url, out)
+	}
+}
+
+// answers tells whether a URL answers soon.
+func answers(n *testcluster.Namespace, from, url string) bool {
+	_, code := n.ExecCode(from, "/testbox", "get", "-timeout", "3s", url)
+	return code == 0
+}
+
 // want fails the test unless the URL gives the body.
 func want(t *testing.T, n *testcluster.Namespace, from, url, body string) {
 	t.Helper()
@@ -183,7 +197,7 @@ func (o *outside) run(args ...string) (string, error) {
 
 // get fetches a URL from it.
 func (o *outside) get(url string) (string, bool) {
-	out, err := o.run("get", url)
+	out, err := o.run("get", "-timeout", "5s", url)
 	_, body, _ := strings.Cut(out, "\n")
 	return strings.TrimSpace(body), err == nil
 }

@@ -95,6 +95,11 @@ func (tn *Tenant) Kubeconfig(user, role string) string {
 	return file
 }
 
+// TryKubectl runs kubectl, also when the test is over.
+func (c *Cluster) TryKubectl(args ...string) (string, error) {
+	return c.try(context.Background(), args...)
+}
+
 // As runs kubectl with a kubeconfig and returns stdout and stderr together.
 func (c *Cluster) As(kubeconfig string, args ...string) (string, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)

@@ -17,6 +17,7 @@ func get(args []string) int {
 	fs := flag.NewFlagSet("get", flag.ExitOnError)
 	ca := fs.String("ca", "", "file of the certificate authority to trust")
 	token := fs.String("token", "", "file of a bearer token")
+	timeout := fs.Duration("timeout", time.Minute, "how long to wait")
 	_ = fs.Parse(args)
 	request, err := http.NewRequest(http.MethodGet, fs.Arg(0), nil)
 	if err != nil {
@@ -38,7 +39,7 @@ func get(args []string) int {
 		config.RootCAs = x509.NewCertPool()
 		config.RootCAs.AppendCertsFromPEM(pem)
 	}
-	client := &http.Client{Timeout: time.Minute, Transport: &http.Transport{TLSClientConfig: config}}
+	client := &http.Client{Timeout: *timeout, Transport: &http.Transport{TLSClientConfig: config}}
 	answer, err := client.Do(request)
 	if err != nil {
 		return fail(err)

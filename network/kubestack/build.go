@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/netip"
 	"slices"
+	"strings"
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
@@ -272,23 +273,50 @@ func (s *snapshot) external(svc *corev1.Service) []netip.Addr {
 	return out
 }
 
-// services are the Services of the Network; the API server's leads to transit.
-func (s *snapshot) services(transit netip.Addr) []service.Service {
+// selection is what was made of one Service, and of what. Objects of watches are never
+// changed: another version is another object.
+type selection struct {
+	by     service.Select
+	svc    *corev1.Service
+	slices []*discoveryv1.EndpointSlice
+	out    service.Service
+	ok     bool
+}
+
+// of tells whether it was made of just that.
+func (c *selection) of(by service.Select, svc *corev1.Service, eps []*discoveryv1.EndpointSlice) bool {
+	return c.svc == svc && c.by.Node == by.Node && c.by.Zone == by.Zone && slices.Equal(c.by.External, by.External) && slices.Equal(c.slices, eps)
+}
+
+// selections by namespace/name of the Service.
+type selections map[string]selection
+
+// services are the Services of the Network; the API server's leads to transit. Of thousands
+// of Services one changes at a time: what known says of the others is taken from there. The
+// selections it returns are for the next time.
+func (s *snapshot) services(transit netip.Addr, known selections) ([]service.Service, selections) {
 	byService := s.slicesByService()
 	self := s.Nodes[s.Self]
-	var out []service.Service
+	out, now := make([]service.Service, 0, len(s.Services)+1), make(selections, len(s.Services))
 	for _, svc := range s.Services {
 		key := svc.Namespace + "/" + svc.Name
+		eps := byService[key]
 		sel := service.Select{Node: s.Self, Zone: self.Zone, External: s.external(svc)}
-		if o, ok := sel.From(svc, byService[key]); ok {
-			out = append(out, o)
+		c, ok := known[key]
+		if !ok || !c.of(sel, svc, eps) {
+			c = selection{by: sel, svc: svc, slices: eps}
+			c.out, c.ok = sel.From(svc, eps)
+		}
+		now[key] = c
+		if c.ok {
+			out = append(out, c.out)
 		}
 	}
 	if k := s.kubernetes(transit); k != nil {
 		out = append(out, *k)
 	}
-	slices.SortFunc(out, func(a, b service.Service) int { return cmp.Compare(a.Key, b.Key) })
-	return out
+	slices.SortFunc(out, func(a, b service.Service) int { return strings.Compare(a.Key, b.Key) })
+	return out, now
 }
 
 // kubernetes is default/kubernetes, whose endpoints no Pod could reach.

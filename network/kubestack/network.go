@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -16,6 +17,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	networkingv1 "k8s.io/api/networking/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
@@ -95,6 +97,8 @@ type network struct {
 	services Services
 	policies Policies
 	dns      map[netip.Addr]Resolver
+	// selections are what the last sync made of Services.
+	selections selections
 }
 
 // opened is what the tables and resolvers were opened with; they are opened anew when it
@@ -261,13 +265,21 @@ func (n *network) snapshot() (*snapshot, error) {
 	}
 	n.watches.Unlock()
 	s.Records = d.records.pods()
-	byName := func(a, b client.Object) int {
-		return compareKeys(client.ObjectKeyFromObject(a), client.ObjectKeyFromObject(b))
-	}
-	slices.SortFunc(s.Services, func(a, b *corev1.Service) int { return byName(a, b) })
-	slices.SortFunc(s.Slices, func(a, b *discoveryv1.EndpointSlice) int { return byName(a, b) })
-	slices.SortFunc(s.Policies, func(a, b *networkingv1.NetworkPolicy) int { return byName(a, b) })
+	s.sort()
 	return s, nil
+}
+
+// sort puts what watches give in any order into one.
+func (s *snapshot) sort() {
+	byName := func(a, b *metav1.ObjectMeta) int {
+		if c := strings.Compare(a.Namespace, b.Namespace); c != 0 {
+			return c
+		}
+		return strings.Compare(a.Name, b.Name)
+	}
+	slices.SortFunc(s.Services, func(a, b *corev1.Service) int { return byName(&a.ObjectMeta, &b.ObjectMeta) })
+	slices.SortFunc(s.Slices, func(a, b *discoveryv1.EndpointSlice) int { return byName(&a.ObjectMeta, &b.ObjectMeta) })
+	slices.SortFunc(s.Policies, func(a, b *networkingv1.NetworkPolicy) int { return byName(&a.ObjectMeta, &b.ObjectMeta) })
 }
 
 // flush returns once a sync that began after the call has succeeded. Callers at the same
@@ -326,7 +338,8 @@ func (n *network) apply(ctx context.Context) error {
 	if err := n.policies.Sync(ctx, s.policies()); err != nil {
 		return fmt.Errorf("policies of %s: %w", n.key, err)
 	}
-	list := s.services(transit)
+	var list []service.Service
+	list, n.selections = s.services(transit, n.selections)
 	if _, err := n.services.Sync(ctx, list); err != nil {
 		return fmt.Errorf("services of %s: %w", n.key, err)
 	}

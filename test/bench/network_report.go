@@ -99,6 +99,7 @@ func (m samples) networkReport(machine string, at time.Time, sizes []int) string
 	fmt.Fprintf(&b, "Names, eight clients unless said otherwise:\n\n%s\n", m.versus("see row", "%.2f", "CoreDNS", names))
 	fmt.Fprintf(&b, "Memory:\n\n%s\n", m.versus("MB", "%.2f", "upstream", append([]pair{
 		{"kernel, per Network with a Pod (upstream: per ptp Pod)", "slab network", "slab ptp"},
+		{"kernel, an empty namespace", "slab empty", ""},
 		{"kubestack, per Network with a Pod, Pss", "pss network", ""},
 	}, memory...)))
 	return b.String()

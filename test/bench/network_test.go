@@ -108,8 +108,8 @@ func (d *bed) direct(m samples, node *edgetest.Node, i int) {
 }
 
 // benchmarkMemory measures what a Network with one Pod on a node costs that node, beside
-// an empty namespace and a Pod of the ptp plugin (whose figure includes its namespace, as
-// ours does not: it is there before), several at a time.
+// an empty namespace and a Pod of the ptp plugin, several at a time. The Pods' own
+// namespaces are not part of it.
 func (d *bed) benchmarkMemory(m samples, rounds, networks int) {
 	d.b.Helper()
 	per := func(name string, bytes int64) { m.megabytes(name, bytes/int64(networks)) }
@@ -119,13 +119,16 @@ func (d *bed) benchmarkMemory(m samples, rounds, networks int) {
 			d.rig.Namespace(fmt.Sprintf("empty-%d-%d", i, j))
 		}
 		per("slab empty", d.slab()-before)
-		before = d.slab()
+		// What can be made before is not in the difference.
+		var pods, others []*netPod
 		for j := range networks {
-			d.upstreamPod(1, fmt.Sprintf("m%d-%d", i, j)).add()
+			others = append(others, d.upstreamPod(1, fmt.Sprintf("m%d-%d", i, j)))
+		}
+		before = d.slab()
+		for _, p := range others {
+			p.add()
 		}
 		per("slab ptp", d.slab()-before)
-		// What can be made before is not in the difference.
-		var pods []*netPod
 		for range networks {
 			pods = append(pods, d.tenantPod(1, d.tenant("10.9.0.0/24"), "only"))
 		}

@@ -32,7 +32,7 @@ type Network struct {
 //
 // +kubebuilder:validation:XValidation:rule="has(self.providerNetworkID) && self.providerNetworkID != '' ? !has(self.subnets) || size(self.subnets) == 0 : has(self.subnets) && size(self.subnets) > 0",message="give subnets, or providerNetworkID to adopt a provider's network, not both"
 // +kubebuilder:validation:XValidation:rule="!has(oldSelf.providerNetworkID) || oldSelf.providerNetworkID == '' || (has(self.providerNetworkID) && self.providerNetworkID == oldSelf.providerNetworkID)",message="providerNetworkID is immutable"
-// +kubebuilder:validation:XValidation:rule="!has(oldSelf.subnets) || oldSelf.subnets.all(n, has(self.subnets) && n in self.subnets && self.subnets[n].cidr == oldSelf.subnets[n].cidr)",message="a subnet's cidr is immutable and a subnet cannot be removed: add another one, or make a new Network"
+// +kubebuilder:validation:XValidation:rule="!has(oldSelf.subnets) || oldSelf.subnets.all(n, has(self.subnets) && n in self.subnets && self.subnets[n].cidr == oldSelf.subnets[n].cidr)",message="subnets: a subnet's cidr is immutable and a subnet cannot be removed: add another one, or make a new Network"
 type NetworkSpec struct {
 	// TenantID, if set, must be the owning tenant's name or Keystone project ID: a check
 	// that a manifest meant for another tenant is not applied to this one.
@@ -71,9 +71,9 @@ type NetworkSpec struct {
 
 // Subnet is a range of addresses.
 //
-// +kubebuilder:validation:XValidation:rule="isCIDR(self.cidr) && cidr(self.cidr) == cidr(self.cidr).masked()",message="cidr: want a network like 192.168.0.0/24 without host bits"
-// +kubebuilder:validation:XValidation:rule="!has(self.gateway) || self.gateway == '' || (isIP(self.gateway) && isCIDR(self.cidr) && cidr(self.cidr).containsIP(self.gateway))",message="gateway must be an address inside cidr"
-// +kubebuilder:validation:XValidation:rule="!isCIDR(self.cidr) || (cidr(self.cidr).ip().family() == 4 ? cidr(self.cidr).prefixLength() >= 8 && cidr(self.cidr).prefixLength() <= 29 : cidr(self.cidr).prefixLength() >= 48 && cidr(self.cidr).prefixLength() <= 112)",message="cidr: /8 to /29 for IPv4, /48 to /112 for IPv6"
+// +kubebuilder:validation:XValidation:rule="isCIDR(self.cidr) && cidr(self.cidr) == cidr(self.cidr).masked()",message="cidr: want a network like 192.168.0.0/24 without host bits",messageExpression="'cidr: ' + self.cidr + ': want a network like 192.168.0.0/24 without host bits'"
+// +kubebuilder:validation:XValidation:rule="!has(self.gateway) || self.gateway == '' || (isIP(self.gateway) && isCIDR(self.cidr) && cidr(self.cidr).containsIP(self.gateway))",message="gateway must be an address inside cidr",messageExpression="'gateway: ' + self.gateway + ': want an address inside cidr ' + self.cidr + ', or nothing for its first'"
+// +kubebuilder:validation:XValidation:rule="!isCIDR(self.cidr) || (cidr(self.cidr).ip().family() == 4 ? cidr(self.cidr).prefixLength() >= 8 && cidr(self.cidr).prefixLength() <= 29 : cidr(self.cidr).prefixLength() >= 48 && cidr(self.cidr).prefixLength() <= 112)",message="cidr: want a prefix length from /8 to /29 for IPv4, from /48 to /112 for IPv6",messageExpression="'cidr: ' + self.cidr + ': want a prefix length from /8 to /29 for IPv4, from /48 to /112 for IPv6'"
 type Subnet struct {
 	// +kubebuilder:validation:MaxLength=49
 	CIDR string `json:"cidr"`
@@ -170,7 +170,7 @@ type NetworkList struct {
 // +kubebuilder:printcolumn:name="Node",type=string,JSONPath=`.spec.node`
 // +kubebuilder:printcolumn:name="Phase",type=string,JSONPath=`.status.phase`
 // +kubebuilder:printcolumn:name="MAC",type=string,JSONPath=`.spec.mac`,priority=1
-// +kubebuilder:validation:XValidation:rule="self.metadata.name == self.spec.network + '.' + self.spec.addresses[0].replace('.', '-').replace(':', '-')",message="metadata.name must be <network>.<first address, with - for . and :>: the name is the claim"
+// +kubebuilder:validation:XValidation:rule="size(self.spec.addresses) == 0 || self.metadata.name == self.spec.network + '.' + self.spec.addresses[0].replace('.', '-').replace(':', '-')",message="metadata.name must be <network>.<first address, with - for . and :>: the name is the claim",messageExpression="'metadata.name: ' + self.metadata.name + ': want ' + self.spec.network + '.' + self.spec.addresses[0].replace('.', '-').replace(':', '-') + ': the name is the claim of the address'"
 type Port struct {
 	metav1.TypeMeta   `json:",inline"`
 	metav1.ObjectMeta `json:"metadata,omitempty"`

@@ -130,7 +130,7 @@ type TenantList struct {
 // +kubebuilder:printcolumn:name="Phase",type=string,JSONPath=`.status.phase`
 // +kubebuilder:printcolumn:name="Reason",type=string,JSONPath=`.status.conditions[?(@.type=="Ready")].message`,priority=1
 // +kubebuilder:printcolumn:name="Age",type=date,JSONPath=`.metadata.creationTimestamp`
-// +kubebuilder:validation:XValidation:rule="self.metadata.name.size() <= 63 && !self.metadata.name.startsWith('kube-') && !self.metadata.name.startsWith('tenant-') && !self.metadata.name.startsWith('h8s-') && self.metadata.name != 'default'",message="metadata.name: a namespace of at most 63 characters that does not begin with kube-, tenant- or h8s- and is not default"
+// +kubebuilder:validation:XValidation:rule="self.metadata.name.size() <= 63 && !self.metadata.name.startsWith('kube-') && !self.metadata.name.startsWith('tenant-') && !self.metadata.name.startsWith('h8s-') && self.metadata.name != 'default'",message="metadata.name: want at most 63 characters that do not begin with kube-, tenant- or h8s-, and not default",messageExpression="'metadata.name: ' + self.metadata.name + ': want at most 63 characters that do not begin with kube-, tenant- or h8s-, and not default'"
 type TenantNamespace struct {
 	metav1.TypeMeta   `json:",inline"`
 	metav1.ObjectMeta `json:"metadata,omitempty"`

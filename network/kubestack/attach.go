@@ -186,6 +186,7 @@ func (d *Daemon) plug(ctx context.Context, q *api.AttachRequest, pod *corev1.Pod
 	defer func() {
 		if err != nil {
 			d.unplug(ctx, r, ports)
+			d.lost.Store(true) // a claim may have been made although its answer did not come
 		}
 		d.mu.Lock()
 		for _, p := range ports {
@@ -422,8 +423,8 @@ func (d *Daemon) release(ctx context.Context, key client.ObjectKey, uid types.UI
 	return err
 }
 
-// del takes an attachment out. It succeeds without the API server: the controller
-// collects Ports whose Pod is gone.
+// del takes an attachment out. It succeeds without the API server: reclaim gives the Ports
+// back when it is there again, and the controller those of a node that never comes back.
 func (d *Daemon) del(ctx context.Context, q *api.AttachRequest) (*api.DelResponse, error) {
 	if err := validAttachment(q.ContainerId, q.Interface); err != nil {
 		return nil, err
@@ -446,7 +447,8 @@ func (d *Daemon) remove(ctx context.Context, r *record) error {
 	for _, n := range r.NICs {
 		key := client.ObjectKey{Namespace: n.Network.Namespace, Name: n.Port}
 		if err := d.release(bounded, key, n.PortUID, r.ContainerID); err != nil {
-			log.G(ctx).WithError(err).WithField("port", key.String()).Warn("the Port is left to the controller")
+			d.lost.Store(true)
+			log.G(ctx).WithError(err).WithField("port", key.String()).Warn("the Port is given back later")
 		}
 	}
 	if err := d.records.drop(r.key()); err != nil {
@@ -557,8 +559,10 @@ func (d *Daemon) plugging(link string) bool {
 	return false
 }
 
-// releaseLost gives back this node's Ports whose sandbox nobody knows.
-func (d *Daemon) releaseLost(ctx context.Context, sandboxes map[string]bool) error {
+// releaseLost gives back this node's Ports whose sandbox nobody knows: neither the caller
+// nor an attachment on disk, and no call is about to make one. Its Pod may well be alive,
+// in another sandbox, so nobody else would ever collect them.
+func (d *Daemon) releaseLost(ctx context.Context, valid map[string]bool) error {
 	all := &v1alpha1.PortList{}
 	if err := d.api.List(ctx, all, client.MatchingFields{"spec.node": d.opts.Node}); err != nil {
 		return fmt.Errorf("list ports of this node: %w", err)
@@ -566,20 +570,40 @@ func (d *Daemon) releaseLost(ctx context.Context, sandboxes map[string]bool) err
 	var errs []error
 	for i := range all.Items {
 		p := &all.Items[i]
-		if p.Spec.Node != d.opts.Node || p.Spec.Pod == nil || sandboxes[p.Spec.Pod.Sandbox] {
-			continue
+		if p.Spec.Node == d.opts.Node && p.Spec.Pod != nil && !valid[p.Spec.Pod.Sandbox] {
+			errs = append(errs, d.releaseIfLost(ctx, p))
 		}
-		key := client.ObjectKeyFromObject(p)
-		d.mu.Lock()
-		_, busy := d.ports[key]
-		d.mu.Unlock()
-		// A claim of a call under way may not be among d.ports yet.
-		if busy || time.Since(p.CreationTimestamp.Time) < addTimeout {
-			continue
-		}
-		errs = append(errs, d.release(ctx, key, p.UID, p.Spec.Pod.Sandbox))
 	}
 	return errors.Join(errs...)
+}
+
+func (d *Daemon) releaseIfLost(ctx context.Context, p *v1alpha1.Port) error {
+	key, sandbox := client.ObjectKeyFromObject(p), p.Spec.Pod.Sandbox
+	unlock, ok := d.calls.tryLock(sandbox)
+	if !ok {
+		d.lost.Store(true) // a call is under way: look again
+		return nil
+	}
+	defer unlock()
+	if d.records.has(sandbox) {
+		return nil
+	}
+	log.G(ctx).WithFields(log.Fields{"port": key.String(), "pod": p.Spec.Pod.Namespace + "/" + p.Spec.Pod.Name}).Info("give back the Port of a sandbox that nobody knows")
+	return d.release(ctx, key, p.UID, sandbox)
+}
+
+// reclaim is releaseLost whenever a Port may have been left claimed: by a process that was
+// killed, or while the API server was away.
+func (d *Daemon) reclaim(ctx context.Context) {
+	if !d.lost.Swap(false) {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, 10*apiTimeout)
+	defer cancel()
+	if err := d.releaseLost(ctx, nil); err != nil {
+		d.lost.Store(true)
+		log.G(ctx).WithError(err).Warn("give back lost Ports")
+	}
 }
 
 // sweep removes attachments whose network namespace went while nobody was here.

@@ -62,6 +62,7 @@ type Daemon struct {
 	queue   workqueue.TypedRateLimitingInterface[types.NamespacedName]
 	calls   keyed
 	hosted  atomic.Bool // the node's own namespace is as it should be
+	lost    atomic.Bool // Ports may be claimed by nobody
 
 	host sync.Mutex // one sync of the node at a time
 	// strays keeps edges from being removed while they are made: whoever makes one has said
@@ -111,6 +112,7 @@ func (d *Daemon) Run(ctx context.Context) error {
 				return
 			case <-t.C:
 				d.enqueueAll()
+				d.reclaim(ctx)
 			}
 		}
 	})
@@ -136,6 +138,9 @@ func (d *Daemon) begin(ctx context.Context) {
 		return
 	}
 	d.sweep(ctx)
+	d.lost.Store(true)
+	d.reclaim(ctx)
+	d.lost.Store(true) // once more: the API server may be late with what a former process asked
 	d.enqueueAll()
 	poll(ctx, d.hosted.Load)
 	d.enqueueAll()

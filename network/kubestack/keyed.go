@@ -27,12 +27,30 @@ func (k *keyed) lock(name string) func() {
 	l.users++
 	k.mu.Unlock()
 	l.Lock()
-	return func() {
-		l.Unlock()
-		k.mu.Lock()
-		defer k.mu.Unlock()
-		if l.users--; l.users == 0 {
-			delete(k.locks, name)
-		}
+	return func() { k.unlock(name, l) }
+}
+
+// tryLock takes the lock of a name if nobody has it.
+func (k *keyed) tryLock(name string) (unlock func(), ok bool) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.locks[name] != nil {
+		return nil, false
+	}
+	if k.locks == nil {
+		k.locks = map[string]*counted{}
+	}
+	l := &counted{users: 1}
+	l.Lock()
+	k.locks[name] = l
+	return func() { k.unlock(name, l) }, true
+}
+
+func (k *keyed) unlock(name string, l *counted) {
+	l.Unlock()
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if l.users--; l.users == 0 {
+		delete(k.locks, name)
 	}
 }

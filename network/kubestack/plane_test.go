@@ -62,6 +62,7 @@ type testNode struct {
 	dir  string
 	stop func()
 	cni  api.KubestackClient
+	d    *Daemon // nil if it is a process of its own
 }
 
 func newWorld(t *testing.T, nodes int) *world {
@@ -96,14 +97,18 @@ func newWorld(t *testing.T, nodes int) *world {
 	return w
 }
 
+func (n *testNode) flags() []string {
+	return []string{
+		"--node", n.Name, "--node-ip", n.Address.String(), "--run-dir", n.dir, "--health-address", "", "--service-cidrs", "10.96.0.0/12,fd00:10:96::/108",
+		"--vxlan-port", fmt.Sprint(edgetest.Port), "--api-servers", n.w.rig.Nodes[0].Address.String() + ":6443", "--resolv-conf", os.DevNull,
+	}
+}
+
 // start runs the node's daemon.
 func (n *testNode) start() {
 	t := n.w.t
 	t.Helper()
-	opts, err := Parse([]string{
-		"--node", n.Name, "--node-ip", n.Address.String(), "--run-dir", n.dir, "--health-address", "", "--service-cidrs", "10.96.0.0/12,fd00:10:96::/108",
-		"--vxlan-port", fmt.Sprint(edgetest.Port), "--api-servers", n.w.rig.Nodes[0].Address.String() + ":6443", "--resolv-conf", os.DevNull,
-	})
+	opts, err := Parse(n.flags())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -115,6 +120,7 @@ func (n *testNode) start() {
 	if err != nil {
 		t.Fatal(err)
 	}
+	n.d = d
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- d.Run(ctx) }()

@@ -171,6 +171,15 @@ func (s *records) get(key string) (*record, bool) {
 	return r, ok
 }
 
+// has tells whether a container has an attachment, be it one that cannot be read.
+func (s *records) has(container string) bool {
+	if !name.MatchString(container) {
+		return false
+	}
+	files, err := filepath.Glob(filepath.Join(s.dir, container+"-*.json"))
+	return err != nil || len(files) > 0
+}
+
 func (s *records) list() []*record {
 	s.mu.Lock()
 	defer s.mu.Unlock()

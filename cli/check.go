@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/spf13/cobra"
@@ -51,6 +52,7 @@ their own namespaces, name it with --tenant.`,
 	}
 	t.add(cmd)
 	tenant, output := tenantFlag(cmd, &t), readOutputFlag(cmd)
+	cmd.ValidArgsFunction = completePods(&t, tenant)
 	cmd.Flags().StringVar(&port, "port", "", "port number, 53/UDP for another protocol than TCP")
 	cmd.Flags().StringVar(&service, "service", "", "Service by which POD_A would reach POD_B, [NAMESPACE/]NAME, by default in POD_B's namespace")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
@@ -120,6 +122,40 @@ func parsePod(arg string) (podKey, error) {
 		return podKey{}, usagef("%q: want NAMESPACE/POD, or POD of namespace default", arg)
 	}
 	return podKey{namespace, name}, nil
+}
+
+// completePods completes both arguments of check: with a tenant, with the Pods on its Ports.
+func completePods(t *target, tenant *string) cobra.CompletionFunc {
+	return func(cmd *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
+		if len(args) > 1 {
+			return nil, cobra.ShellCompDirectiveNoFileComp
+		}
+		s, err := t.open()
+		if err != nil {
+			return nil, cobra.ShellCompDirectiveNoFileComp
+		}
+		defer s.Close()
+		ctx, cancel := context.WithTimeout(cmd.Context(), 2*time.Second)
+		defer cancel()
+		var names []string
+		if *tenant == "" {
+			var l list[struct{ Metadata meta }]
+			_ = s.Get(ctx, "/api/v1/pods", &l) // no completion is no failure
+			for _, p := range l.Items {
+				names = append(names, p.Metadata.Namespace+"/"+p.Metadata.Name)
+			}
+			return names, cobra.ShellCompDirectiveNoFileComp
+		}
+		var l list[portObject]
+		_ = s.Get(ctx, homePath(*tenant, "ports"), &l)
+		for _, p := range l.Items {
+			if p.Spec.Pod != nil {
+				names = append(names, p.Spec.Pod.Namespace+"/"+p.Spec.Pod.Name)
+			}
+		}
+		slices.Sort(names)
+		return slices.Compact(names), cobra.ShellCompDirectiveNoFileComp
+	}
 }
 
 type checkPort struct {

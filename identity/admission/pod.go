@@ -15,6 +15,7 @@ import (
 	"github.com/containerd/errdefs"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/validation"
 
 	v1alpha1 "github.com/hypernetes/hypernetes/api/hypernetes/v1alpha1"
 	"github.com/hypernetes/hypernetes/network/probe"
@@ -103,8 +104,8 @@ func parseNetworks(text string) ([]v1alpha1.NetworkRequest, error) {
 			return nil, refusef("%s[%d].interface: %s: there is one of that name: choose another", at, i, r.Interface)
 		}
 		taken[r.Interface] = true
-		if r.Name == "" {
-			return nil, refusef("%s[%d].name: empty: name a Network of your tenant", at, i)
+		if len(validation.IsDNS1123Label(r.Name)) > 0 {
+			return nil, refusef("%s[%d].name: %q: name a Network of your tenant", at, i, r.Name)
 		}
 	}
 	return requests, nil
@@ -156,6 +157,9 @@ func (h *decider) checkPod(ctx context.Context, namespace string, pod *corev1.Po
 		return refusef("%s: namespace %s is in no Network: create a TenantNamespace of that name in %s", annotations.address, namespace, home)
 	}
 	if name, isPort := strings.CutPrefix(address, "port/"); isPort {
+		if len(validation.IsDNS1123Subdomain(name)) > 0 {
+			return refusef("%s: %q: want port/<name of a Port>, or an address", annotations.address, address)
+		}
 		var port v1alpha1.Port
 		found, err := h.read.get(ctx, home, name, &port)
 		if err != nil {

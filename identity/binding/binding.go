@@ -32,7 +32,7 @@ func Index(ctx context.Context, i client.FieldIndexer) error {
 }
 
 // Home returns the tenant whose home namespace is ns. The error is errdefs.ErrNotFound if
-// there is none.
+// there is none, errdefs.ErrUnavailable while the tenant is being made.
 func Home(ctx context.Context, r client.Reader, ns string) (*v1alpha1.Tenant, error) {
 	name, ok := strings.CutPrefix(ns, v1alpha1.HomePrefix)
 	if !ok {
@@ -44,8 +44,12 @@ func Home(ctx context.Context, r client.Reader, ns string) (*v1alpha1.Tenant, er
 	} else if err != nil {
 		return nil, err
 	}
-	if t.Status.HomeNamespace != ns {
-		return nil, fmt.Errorf("namespace %s is not the home of tenant %s (yet): %w", ns, name, errdefs.ErrNotFound)
+	switch {
+	case t.Status.HomeNamespace == ns:
+	case t.Status.Phase == "" || t.Status.Phase == "Pending":
+		return nil, fmt.Errorf("tenant %s is being made: %w", name, errdefs.ErrUnavailable)
+	default:
+		return nil, fmt.Errorf("namespace %s is not the home of tenant %s: %w", ns, name, errdefs.ErrNotFound)
 	}
 	return t, nil
 }

@@ -132,6 +132,8 @@ func (r *namespaces) ensure(ctx context.Context, tns, old *v1alpha1.TenantNamesp
 	t, err := binding.Home(ctx, r.client, tns.Namespace)
 	if errdefs.IsNotFound(err) {
 		return &fault{v1alpha1.NamespaceFailed, "NoTenant", fmt.Sprintf("%v: make it in the namespace tenant-<tenant> of an existing tenant", err)}, nil
+	} else if errdefs.IsUnavailable(err) {
+		return &fault{v1alpha1.NamespacePending, "TenantNotReady", err.Error()}, nil
 	} else if err != nil {
 		return nil, err
 	}

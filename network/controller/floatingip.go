@@ -35,6 +35,9 @@ const (
 	floatingTerminating = "Terminating"
 )
 
+// onTheirWay are the reasons of what is as it should be, or will be in a moment.
+var onTheirWay = []string{"NoTarget", notYet, "NamespaceNotBound", "PodNotPlugged", "NotPlugged"}
+
 var _ reconcile.Reconciler = (*floatingIPs)(nil)
 
 // floatingIPs reconciles FloatingIPs.
@@ -129,7 +132,7 @@ func (r *floatingIPs) Reconcile(ctx context.Context, req reconcile.Request) (rec
 			f.Status.Phase = floatingHeld
 		}
 		f.Status.Network, f.Status.PortName, f.Status.Target, f.Status.Node = "", "", "", ""
-		if set(&f.Status.Conditions, f.Generation, v1alpha1.ConditionReady, metav1.ConditionFalse, why.reason, why.message) && why.reason != "NoTarget" {
+		if set(&f.Status.Conditions, f.Generation, v1alpha1.ConditionReady, metav1.ConditionFalse, why.reason, why.message) && !slices.Contains(onTheirWay, why.reason) {
 			r.note(f, corev1.EventTypeWarning, why.reason, "Reconcile", "%s", why.message)
 		}
 	} else if err == nil {
@@ -173,6 +176,8 @@ func (r *floatingIPs) ensure(ctx context.Context, f *v1alpha1.FloatingIP, owner 
 	if errdefs.IsNotFound(err) {
 		f.Status.Address = ""
 		return refuse("NoTenant", "%v: make it in the namespace tenant-<tenant> of an existing tenant", err)
+	} else if errdefs.IsUnavailable(err) {
+		return refuse(notYet, "%v", err)
 	} else if err != nil {
 		return err
 	}

@@ -10,6 +10,7 @@ import (
 	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
@@ -63,6 +64,9 @@ func one(namespace, name string) []reconcile.Request {
 	return []reconcile.Request{{NamespacedName: types.NamespacedName{Namespace: namespace, Name: name}}}
 }
 
+// notYet is the reason of what waits for a tenant that is being made.
+const notYet = "TenantNotReady"
+
 // fault is why a Network is not Active.
 type fault struct {
 	phase, reason, message string
@@ -102,7 +106,8 @@ func (r *networks) Reconcile(ctx context.Context, req reconcile.Request) (reconc
 	} else {
 		// What runs on it stays as it is: subnets and VNI are left in the status.
 		n.Status.Phase = f.phase
-		if set(&n.Status.Conditions, n.Generation, v1alpha1.ConditionReady, metav1.ConditionFalse, f.reason, f.message) {
+		if set(&n.Status.Conditions, n.Generation, v1alpha1.ConditionReady, metav1.ConditionFalse, f.reason, f.message) &&
+			f.reason != notYet && !apierrors.IsConflict(err) { // what is on its way is no warning
 			r.note(n, corev1.EventTypeWarning, f.reason, "Reconcile", "%s", f.message)
 		}
 		result.RequeueAfter = r.o.Retry
@@ -131,6 +136,8 @@ func (r *networks) ensure(ctx context.Context, n *v1alpha1.Network) (*fault, err
 	t, err := binding.Home(ctx, r.client, n.Namespace)
 	if errdefs.IsNotFound(err) {
 		return failed("NoTenant", "%v: make the Network in the namespace tenant-<tenant> of an existing tenant", err), nil
+	} else if errdefs.IsUnavailable(err) {
+		return &fault{v1alpha1.NetworkPending, notYet, err.Error()}, nil
 	} else if err != nil {
 		return nil, err
 	}

@@ -63,9 +63,18 @@ func (c Claimer) Claim(ctx context.Context, want Claim) (*v1alpha1.Port, error) 
 		if err != nil {
 			return nil, err
 		}
+		name := v1alpha1.PortName(want.Network.Name, addresses[0].String())
+		// Kubernetes counts a creation that fails against the quota for minutes: what is
+		// there already is not asked for again at each try.
+		err = c.Ports.Get(ctx, client.ObjectKey{Namespace: want.Network.Namespace, Name: name}, &v1alpha1.Port{})
+		if err == nil {
+			return c.take(ctx, want, name)
+		} else if !apierrors.IsNotFound(err) {
+			return nil, fmt.Errorf("port %s: %w", name, err)
+		}
 		port, err := c.create(ctx, want, addresses)
 		if apierrors.IsAlreadyExists(err) {
-			return c.take(ctx, want, v1alpha1.PortName(want.Network.Name, addresses[0].String()))
+			return c.take(ctx, want, name)
 		}
 		return port, err
 	}
@@ -110,7 +119,7 @@ func (c Claimer) create(ctx context.Context, want Claim, addresses []netip.Addr)
 	case err == nil:
 		return port, nil
 	case apierrors.IsForbidden(err):
-		return nil, fmt.Errorf("claim %s: %w: %w", port.Name, ErrQuota, err)
+		return nil, fmt.Errorf("claim %s: %w: delete Pods or claimed Ports, or ask the operator to raise spec.quota.ports of the Tenant: %w", port.Name, ErrQuota, err)
 	default:
 		return nil, fmt.Errorf("claim %s: %w", port.Name, err)
 	}
@@ -133,9 +142,9 @@ func (c Claimer) take(ctx context.Context, want Claim, name string) (*v1alpha1.P
 	case port.DeletionTimestamp != nil:
 		return nil, fmt.Errorf("port %s: is being deleted: %w", name, errdefs.ErrAlreadyExists)
 	case port.Spec.Pod == nil && !port.Spec.Retain:
-		return nil, fmt.Errorf("port %s: address %s is claimed by a Port without retain: %w", name, port.Spec.Addresses[0], errdefs.ErrAlreadyExists)
+		return nil, fmt.Errorf("port %s: address %s is claimed by a Port without retain: set its spec.retain, or choose another: %w", name, port.Spec.Addresses[0], errdefs.ErrAlreadyExists)
 	case port.Spec.Pod != nil && (port.Spec.Pod.UID != want.Pod.UID || port.Spec.Pod.Interface != want.Pod.Interface):
-		return nil, fmt.Errorf("port %s: address %s is in use by Pod %s/%s: %w", name, port.Spec.Addresses[0], port.Spec.Pod.Namespace, port.Spec.Pod.Name, errdefs.ErrAlreadyExists)
+		return nil, fmt.Errorf("port %s: address %s is in use by Pod %s/%s: choose another, or delete that Pod: %w", name, port.Spec.Addresses[0], port.Spec.Pod.Namespace, port.Spec.Pod.Name, errdefs.ErrAlreadyExists)
 	}
 	// A claim made by hand need not say what we can work out; its addresses are what a
 	// tenant wrote.

@@ -65,6 +65,9 @@ type Config struct {
 	BootTimeoutSeconds      int `toml:"boot_timeout_seconds"`
 	HeartbeatSeconds        int `toml:"heartbeat_seconds"`
 	HeartbeatTimeoutSeconds int `toml:"heartbeat_timeout_seconds"`
+	// ParallelBoots is how many VMs of the node boot at once; others wait for their turn
+	// (0: by accelerator and number of CPUs).
+	ParallelBoots int `toml:"parallel_boots"`
 	// Debug logs the guest's console and every call.
 	Debug bool `toml:"debug"`
 }
@@ -152,6 +155,7 @@ func (c Config) Validate() error {
 		{"uid_base", int64(c.UIDBase), 1, 1<<31 - 1 - UIDs},
 		{"boot_timeout_seconds", int64(c.BootTimeoutSeconds), 1, 3600},
 		{"heartbeat_seconds", int64(c.HeartbeatSeconds), 1, 3600},
+		{"parallel_boots", int64(c.ParallelBoots), 0, 100000},
 		{"heartbeat_timeout_seconds", int64(c.HeartbeatTimeoutSeconds), 0, 3600},
 	} {
 		if v.value < v.low || v.value > v.high {

@@ -133,8 +133,12 @@ func (s *Sandbox) startVM(ctx context.Context, uid int) error {
 	for _, l := range s.attach.Links {
 		vmc.NICs = append(vmc.NICs, vmm.NIC{Tap: l.Tap, MAC: l.MAC})
 	}
+	if s.turn, err = s.opt.Host.Turn(ctx, accel); err != nil {
+		return fmt.Errorf("start vm: %w", err)
+	}
 	vm, err := machine.Start(ctx, vmc)
 	if err != nil {
+		s.turn()
 		return fmt.Errorf("start vm: %w", err)
 	}
 	s.mu.Lock()
@@ -144,10 +148,14 @@ func (s *Sandbox) startVM(ctx context.Context, uid int) error {
 	if err := s.attach.Close(); err != nil {
 		log.G(s.ctx).WithError(err).Warn("close taps")
 	}
-	if s.record.VMM, err = record.Find(vm.PID()); err != nil {
+	if s.record.VMM, err = record.Find(vm.PID()); err == nil {
+		err = s.save()
+	}
+	if err != nil {
+		s.turn()
 		return fmt.Errorf("vmm: %w", err)
 	}
-	return s.save()
+	return nil
 }
 
 // vmID makes a sandbox id a VM name: [a-z0-9-], at most 64.
@@ -164,6 +172,7 @@ func vmID(id string) string {
 // boot brings the guest up and starts what runs beside it.
 func (s *Sandbox) boot() {
 	defer s.wg.Done()
+	defer s.turn()
 	began := time.Now()
 	ctx, cancel := context.WithTimeout(s.ctx, s.opt.Config.BootTimeout())
 	// Killing the VM at the deadline ends whatever waits for the guest; a VM that dies

@@ -25,6 +25,8 @@ type Host interface {
 	Forward(ctx context.Context, netns string, dial nic.Dialer) (io.Closer, error)
 	// Scratch makes a Pod's writable disk; nil if Pods have none.
 	Scratch(ctx context.Context) (*os.File, error)
+	// Turn waits until a VM may boot; accelerator is VMM's. release is called when it has.
+	Turn(ctx context.Context, accelerator string) (release func(), err error)
 	// User allocates the VMM's user until release is called.
 	User(name string) (uid int, release func(), err error)
 }

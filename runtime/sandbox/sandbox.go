@@ -61,6 +61,8 @@ type Sandbox struct {
 	accel  string
 	attach *nic.Attachment
 	uid    func()
+	// turn ends this VM's turn to boot.
+	turn   func()
 	layers *layers
 
 	// booted is closed when the guest is configured or bootErr says why not.

@@ -83,6 +83,8 @@ func (s *shim) User(string) (int, func(), error) {
 	}, nil
 }
 
+func (s *shim) Turn(context.Context, string) (func(), error) { return func() {}, nil }
+
 func (s *shim) Publish(topic string, event proto.Message) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

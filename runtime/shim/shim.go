@@ -14,6 +14,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"runtime"
 	"runtime/debug"
 	"time"
 
@@ -30,6 +31,7 @@ import (
 	"github.com/hypernetes/hypernetes/runtime/prober"
 	"github.com/hypernetes/hypernetes/runtime/sandbox"
 	"github.com/hypernetes/hypernetes/runtime/service"
+	"github.com/hypernetes/hypernetes/runtime/turn"
 	"github.com/hypernetes/hypernetes/runtime/vmm"
 	"github.com/hypernetes/hypernetes/runtime/vmm/qemu"
 	"github.com/hypernetes/hypernetes/runtime/vmuser"
@@ -182,6 +184,18 @@ func (h host) Scratch(ctx context.Context) (*os.File, error) {
 		return nil, fmt.Errorf("scratch_dir: %w", err)
 	}
 	return disk.NewScratch(ctx, h.cfg.ScratchDir, h.cfg.Scratch, h.cfg.ScratchSizeGiB<<30)
+}
+
+// Turn implements sandbox.Host. Emulated, a boot keeps a CPU busy from start to end.
+func (h host) Turn(ctx context.Context, accelerator string) (func(), error) {
+	count := h.cfg.ParallelBoots
+	if count == 0 {
+		count = 2 * runtime.NumCPU()
+		if accelerator == "kvm" {
+			count *= 8
+		}
+	}
+	return turn.Places{Group: h.cfg.StateDir, Count: count}.Take(ctx)
 }
 
 // User implements sandbox.Host.

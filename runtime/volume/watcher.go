@@ -17,12 +17,17 @@ import (
 var (
 	settle     = 20 * time.Millisecond
 	resync     = time.Minute
+	poll       = 5 * time.Second
 	retryFirst = time.Second
 	retryMost  = 30 * time.Second
 )
 
+// newNotifier is a variable so that a test can do without the kernel's.
+var newNotifier = func() (*fsnotify.Watcher, error) { return fsnotify.NewBufferedWatcher(64) }
+
 type watcher struct {
-	push   Push
+	push Push
+	// notify is nil where the kernel has no more instances: then volumes are polled.
 	notify *fsnotify.Watcher
 	cancel context.CancelFunc
 	done   chan struct{}
@@ -45,9 +50,14 @@ type watched struct {
 }
 
 func newWatcher(ctx context.Context, push Push) (*Watcher, error) {
-	n, err := fsnotify.NewBufferedWatcher(64)
-	if err != nil {
-		return nil, fmt.Errorf("watch volumes (see sysctl fs.inotify.max_user_instances): %w", err)
+	n, every := (*fsnotify.Watcher)(nil), resync
+	if made, err := newNotifier(); err == nil {
+		n = made
+	} else {
+		// A machine's root may have 128 of them by default: with more Pods than that, changes
+		// are seen later, but no Pod is refused.
+		log.G(ctx).WithError(err).WithField("interval", poll).Warn("volumes are looked at instead of watched; see sysctl fs.inotify.max_user_instances")
+		every = poll
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	w := &Watcher{watcher{
@@ -56,10 +66,20 @@ func newWatcher(ctx context.Context, push Push) (*Watcher, error) {
 	}}
 	go func() {
 		defer close(w.done)
-		defer n.Close()
-		w.run(ctx)
+		w.run(ctx, every)
+		if n != nil {
+			_ = n.Close()
+		}
 	}()
 	return w, nil
+}
+
+// watch has the kernel tell of changes in dir, if it does at all.
+func (w *watcher) watch(dir string) error {
+	if w.notify == nil {
+		return nil
+	}
+	return w.notify.Add(dir)
 }
 
 func (w *watcher) add(p *Plan) error {
@@ -81,7 +101,7 @@ func (w *watcher) add(p *Plan) error {
 		// Looked at once soon: the kubelet may have written since the plan was made.
 		v := &watched{name: d.Volume.Name, dir: d.HostPath, version: d.Parts[0].Version, due: time.Now()}
 		w.byPath[v.dir] = v
-		if err := w.notify.Add(v.dir); err != nil && !errors.Is(err, fsnotify.ErrClosed) {
+		if err := w.watch(v.dir); err != nil && !errors.Is(err, fsnotify.ErrClosed) {
 			errs = append(errs, fmt.Errorf("watch %s (updates will take up to %v; see sysctl fs.inotify.max_user_watches): %w", v.dir, resync, err))
 		}
 	}
@@ -92,23 +112,28 @@ func (w *watcher) add(p *Plan) error {
 	return errors.Join(errs...)
 }
 
-func (w *watcher) run(ctx context.Context) {
-	ticker := time.NewTicker(resync)
+func (w *watcher) run(ctx context.Context, every time.Duration) {
+	ticker := time.NewTicker(every)
 	defer ticker.Stop()
 	timer := time.NewTimer(time.Hour)
 	defer timer.Stop()
+	var events chan fsnotify.Event
+	var failures chan error
+	if w.notify != nil {
+		events, failures = w.notify.Events, w.notify.Errors
+	}
 	for {
 		select {
 		case <-ctx.Done():
 			return
-		case e, ok := <-w.notify.Events:
+		case e, ok := <-events:
 			if !ok {
 				return
 			}
 			if filepath.Base(e.Name) == dataLink && e.Op.Has(fsnotify.Create) {
 				w.touch(filepath.Dir(e.Name))
 			}
-		case err, ok := <-w.notify.Errors:
+		case err, ok := <-failures:
 			if !ok {
 				return
 			}
@@ -141,7 +166,7 @@ func (w *watcher) touchAll() {
 	defer w.mu.Unlock()
 	for dir, v := range w.byPath {
 		// A failure shows when the volume is read.
-		_ = w.notify.Add(dir)
+		_ = w.watch(dir)
 		if v.due.IsZero() {
 			v.due = time.Now()
 		}

@@ -9,7 +9,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/fsnotify/fsnotify"
 	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 
 	hyperstart "github.com/hypernetes/hypernetes/api/hyperstart/v1"
 )
@@ -212,6 +214,20 @@ func TestWatcherDoubt(t *testing.T) {
 	if err := errors.Join(w.Add(now), w.Add(old)); err != nil {
 		t.Fatal(err)
 	}
+	if r := next(t, pushed); r.Tree.Version != "..1" {
+		t.Errorf("push %v", r)
+	}
+}
+
+// TestWatcherWithoutInotify: where the kernel has no instance left, changes come later.
+func TestWatcherWithoutInotify(t *testing.T) {
+	quicken(t)
+	every, make := poll, newNotifier
+	poll = 20 * time.Millisecond
+	newNotifier = func() (*fsnotify.Watcher, error) { return nil, unix.EMFILE }
+	t.Cleanup(func() { poll, newNotifier = every, make })
+	dir, _, pushed := watching(t, nil)
+	publish(t, dir, "..1", map[string]string{"k": "1"})
 	if r := next(t, pushed); r.Tree.Version != "..1" {
 		t.Errorf("push %v", r)
 	}

@@ -41,7 +41,10 @@ spec:
 `, w.ns.Name, each, w.Name), service(w.ns.Name, "many", "many")))
 	}
 	for _, w := range twins {
-		w.ns.Kubectl("rollout", "status", "deployment/many", "--timeout=15m")
+		w.ns.Until("60 Pods are ready", 15*time.Minute, func() bool {
+			_, err := w.ns.Try("rollout", "status", "deployment/many", "--timeout=2m")
+			return err == nil
+		})
 	}
 	t.Logf("60 Pods ready after %.0f s", time.Since(began).Seconds())
 	for _, w := range twins {

@@ -57,8 +57,8 @@ func newApplyCommand() *cobra.Command {
 		Use: "apply -f FILE", Short: "Apply manifests, also those of the ancestors", Args: noArgs,
 		Long: convertLong + `
 
-Tenants, Networks and namespaces are applied first and waited for. Objects are applied
-server-side by field manager "h8s-apply".`,
+Tenants, Networks and namespaces are applied first and waited for, what has Pods last.
+Objects are applied server-side by field manager "h8s-apply".`,
 		Example: "  h8s apply -f examples/tenant-network\n  cat app.yaml | h8s apply -f - --tenant blue --dry-run",
 	}
 	t.add(cmd)
@@ -230,6 +230,10 @@ func rank(o convert.Object) int {
 	switch o.Str("kind") {
 	case "Namespace", "CustomResourceDefinition":
 		return 3
+	case "Pod", "ReplicationController", "ReplicaSet", "Deployment", "StatefulSet", "DaemonSet", "Job", "CronJob":
+		// Pods find what they need when they are made, such as the ConfigMap that says what is
+		// injected, and the policies that keep them apart.
+		return 5
 	}
 	return 4
 }

@@ -37,6 +37,13 @@ import (
 )
 
 func TestMain(m *testing.M) {
+	if os.Getenv(childWrites) != "" {
+		if err := child(os.Args[1]); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		return
+	}
 	out := io.Discard
 	if os.Getenv("H8S_TEST_LOG") != "" {
 		out = os.Stderr
@@ -53,6 +60,8 @@ type cluster struct {
 	cfg   *rest.Config
 	admin client.Client
 	stop  func()
+	// patience is how long things may take; half a minute if less.
+	patience time.Duration
 }
 
 func start(t *testing.T) *cluster {
@@ -86,6 +95,13 @@ func (c *cluster) rights() {
 	}
 }
 
+func testOptions() Options {
+	return Options{
+		ServiceCIDRs: "10.96.0.0/12,fd00:10:96::/108", ReservedCIDRs: "100.64.0.0/24", ClusterDomain: "cluster.local", FabricMTU: 1500,
+		PortGrace: 500 * time.Millisecond, Retry: 500 * time.Millisecond, Sweep: 500 * time.Millisecond,
+	}
+}
+
 // run starts the controllers; stop ends them.
 func (c *cluster) run() {
 	c.t.Helper()
@@ -100,11 +116,9 @@ func (c *cluster) run() {
 	if err := prepare(ctx, cfg); err != nil {
 		c.t.Fatal(err)
 	}
-	m, err := New(ctx, cfg, Options{
-		ServiceCIDRs: "10.96.0.0/12,fd00:10:96::/108", ReservedCIDRs: "100.64.0.0/24", ClusterDomain: "cluster.local", FabricMTU: 1500,
-		HealthAddress: address, LeaderElect: true,
-		PortGrace: 500 * time.Millisecond, Retry: 500 * time.Millisecond, Sweep: 500 * time.Millisecond,
-	})
+	o := testOptions()
+	o.HealthAddress, o.LeaderElect = address, true
+	m, err := New(ctx, cfg, o)
 	if err != nil {
 		c.t.Fatal(err)
 	}
@@ -155,7 +169,7 @@ func (c *cluster) finalizeNamespaces(ctx context.Context) {
 
 func (c *cluster) eventually(what string, f func() error) {
 	c.t.Helper()
-	deadline := time.Now().Add(30 * time.Second)
+	deadline := time.Now().Add(max(c.patience, 30*time.Second))
 	for {
 		err := f()
 		if err == nil {

@@ -33,7 +33,7 @@ func (c *Cluster) Tenant(t testing.TB, flags ...string) *Tenant {
 		if t.Failed() {
 			tn.dump(ctx)
 		}
-		if out, err := c.TryH8S("tenant", "delete", tn.Name, "--yes"); err != nil {
+		if out, err := c.TryH8S("tenant", "delete", tn.Name, "--yes"); err != nil && !strings.Contains(out, "H8S_NOT_FOUND") {
 			t.Errorf("clean up: h8s tenant delete %s: %v\n%s", tn.Name, err, out)
 		}
 	})

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"maps"
+	"strings"
 
 	"github.com/containerd/errdefs"
 	corev1 "k8s.io/api/core/v1"
@@ -300,10 +301,15 @@ func (r *namespaces) remove(ctx context.Context, tns, old *v1alpha1.TenantNamesp
 
 // remaining is what Kubernetes says is left in a Namespace that is being deleted.
 func remaining(ns *corev1.Namespace) string {
+	var out []string
 	for _, c := range ns.Status.Conditions {
+		// Not only that there is something: also whose finalizer it waits for.
 		if c.Status == corev1.ConditionTrue && (c.Type == corev1.NamespaceContentRemaining || c.Type == corev1.NamespaceFinalizersRemaining) {
-			return ": " + c.Message
+			out = append(out, c.Message)
 		}
 	}
-	return ""
+	if len(out) == 0 {
+		return ""
+	}
+	return ": " + strings.Join(out, "; ")
 }

@@ -88,7 +88,7 @@ func newBed(b *testing.B) *bed {
 	for i, name := range []string{"upstream-1", "upstream-2"} {
 		d.upstream[i] = rig.Namespace(name)
 	}
-	d.join(d.upstream[0], d.upstream[1], "172.31.0.1/30", "172.31.0.2/30")
+	d.must(veth(d.upstream[0], d.upstream[1], "172.31.0.1/30", "172.31.0.2/30"))
 	for i, ns := range d.upstream {
 		d.route(ns, fmt.Sprintf("10.245.%d.0/24", 2-i), fmt.Sprintf("172.31.0.%d", 2-i))
 	}
@@ -451,28 +451,39 @@ func (d *bed) endpointService(namespace, name, clusterIP string, protocol corev1
 	return s, d.api.Create(d.b.Context(), s)
 }
 
-// join links two namespaces by a veth pair named "link".
-func (d *bed) join(a, b *netns.NS, addrA, addrB string) {
-	d.b.Helper()
+// veth links two namespaces by a pair named "link".
+func veth(a, b *netns.NS, addrA, addrB string) error {
 	h, err := a.Netlink()
-	d.must(err)
+	if err != nil {
+		return err
+	}
 	defer h.Close()
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name, attrs.MTU = "link", edgetest.MTU
 	v := netlink.NewVeth(attrs)
 	v.PeerName, v.PeerNamespace, v.PeerMTU = "link", netlink.NsFd(b.FD()), edgetest.MTU
-	d.must(h.LinkAdd(v))
+	if err := h.LinkAdd(v); err != nil {
+		return err
+	}
 	for ns, addr := range map[*netns.NS]string{a: addrA, b: addrB} {
 		h, err := ns.Netlink()
-		d.must(err)
+		if err != nil {
+			return err
+		}
+		defer h.Close()
 		l, err := h.LinkByName("link")
-		d.must(err)
+		if err != nil {
+			return err
+		}
 		address, err := netlink.ParseAddr(addr)
-		d.must(err)
-		d.must(h.AddrAdd(l, address))
-		d.must(h.LinkSetUp(l))
-		h.Close()
+		if err != nil {
+			return err
+		}
+		if err := errors.Join(h.AddrAdd(l, address), h.LinkSetUp(l)); err != nil {
+			return err
+		}
 	}
+	return nil
 }
 
 func (d *bed) route(ns *netns.NS, to, via string) {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -13,6 +14,8 @@ import (
 	"time"
 
 	"github.com/hypernetes/hypernetes/cluster/layout"
+	"github.com/hypernetes/hypernetes/network/edge/edgetest"
+	"github.com/hypernetes/hypernetes/network/netns"
 	"github.com/hypernetes/hypernetes/runtime/vmm/qemu"
 	"github.com/hypernetes/hypernetes/test/artifacts"
 )
@@ -54,6 +57,7 @@ func BenchmarkPod(b *testing.B) {
 			measure(b, m, rt, "hyper", fmt.Sprintf("hyper-%d", i))
 			measure(b, m, rt, "runc", fmt.Sprintf("runc-%d", i))
 		}
+		measureNICs(b, m, rt, rounds)
 	}
 	inUse := "bare " + ks[0].Variant
 	b.ReportMetric(m["hyper"].median(), "s/hyper")
@@ -124,6 +128,88 @@ func measure(b *testing.B, m samples, rt *runtimeService, handler, name string) 
 			b.Fatal(err)
 		}
 		m.megabytes(name, v)
+	}
+}
+
+// measureNICs talks TCP from the node to a Pod of each handler, beside an echo on a plain
+// veth pair.
+func measureNICs(b *testing.B, m samples, rt *runtimeService, rounds int) {
+	b.Helper()
+	ctx, cancel := context.WithTimeout(b.Context(), 5*time.Minute)
+	defer cancel()
+	type target struct {
+		name string
+		from *netns.NS
+		to   netip.AddrPort
+	}
+	var targets []target
+	rig := edgetest.New(b, 0)
+	plain, far := rig.Namespace("nic-a"), rig.Namespace("nic-b")
+	if err := veth(plain, far, "10.250.0.1/30", "10.250.0.2/30"); err != nil {
+		b.Fatal(err)
+	}
+	stop, err := serveEcho(ctx, far, "10.250.0.2:8081")
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(stop)
+	targets = append(targets, target{"plain", plain, netip.MustParseAddrPort("10.250.0.2:8081")})
+	for _, handler := range []string{"runc", "hyper"} {
+		p, err := rt.run(ctx, handler, "nic-"+handler, testbox, "/testbox", "serve")
+		defer func() {
+			clean, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
+			defer cancel()
+			if err := rt.remove(clean, p); err != nil {
+				b.Error(err)
+			}
+		}()
+		if err != nil {
+			b.Fatal(err)
+		}
+		a, err := rt.address(ctx, p)
+		if err != nil {
+			b.Fatal(err)
+		}
+		procs, err := processesOf(p.ID)
+		if err != nil {
+			b.Fatal(err)
+		}
+		ns, err := netns.Open(fmt.Sprintf("/proc/%d/ns/net", procs[0].PID)) // the shim's, the node's
+		if err != nil {
+			b.Fatal(err)
+		}
+		defer func() { _ = ns.Close() }()
+		targets = append(targets, target{handler, ns, netip.AddrPortFrom(a, 8081)})
+	}
+	for _, t := range targets { // it may be about to listen
+		for try := 0; ; try++ {
+			_, err := connections(t.from, t.to, 1, 1)
+			if err == nil {
+				break
+			}
+			if try == 100 {
+				b.Fatalf("%s: %v", t.name, err)
+			}
+			select {
+			case <-ctx.Done():
+				b.Fatalf("%s: %v", t.name, err)
+			case <-time.After(50 * time.Millisecond):
+			}
+		}
+	}
+	for range rounds {
+		for _, t := range targets {
+			n, err := connections(t.from, t.to, 100, 4)
+			if err != nil {
+				b.Fatalf("%s: %v", t.name, err)
+			}
+			m["nic conn/s "+t.name] = append(m["nic conn/s "+t.name], n)
+			bytes, err := echoed(ctx, t.from, t.to, streamTime)
+			if err != nil {
+				b.Fatalf("%s: %v", t.name, err)
+			}
+			m["nic MB/s "+t.name] = append(m["nic MB/s "+t.name], bytes/1e6)
+		}
 	}
 }
 

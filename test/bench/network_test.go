@@ -400,7 +400,7 @@ func (d *bed) benchmarkTraffic(m samples, p *plane, rounds int) {
 	d.b.Helper()
 	ctx := context.Background()
 	a, b := d.rig.Namespace("plain-a"), d.rig.Namespace("plain-b")
-	d.join(a, b, "10.250.0.1/30", "10.250.0.2/30")
+	d.must(veth(a, b, "10.250.0.1/30", "10.250.0.2/30"))
 	plain := netip.MustParseAddr("10.250.0.2")
 	if p.moved {
 		// Claimed anew, it may have another address.

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"time"
@@ -17,8 +18,12 @@ import (
 	"github.com/hypernetes/hypernetes/cluster/layout"
 )
 
-// busybox is the image of measured Pods; `make images` builds it.
-const busybox = "h8s.local/busybox:1"
+// busybox is the image of measured Pods, testbox of those that serve; `make images` builds
+// them.
+const (
+	busybox = "h8s.local/busybox:1"
+	testbox = "h8s.local/testbox:1"
+)
 
 // runtimeService is the CRI of the node that is measured.
 type runtimeService struct {
@@ -46,9 +51,14 @@ type pod struct {
 // Total is RunPodSandbox to first output of the first container.
 func (p pod) Total() time.Duration { return p.Sandbox + p.Create + p.Start + p.Output }
 
-// start starts a Pod with one container and waits for its first line. What was started
-// is returned also with an error, to be removed.
-func (r *runtimeService) start(ctx context.Context, handler, name string) (p pod, err error) {
+// start starts a Pod with one container that does nothing.
+func (r *runtimeService) start(ctx context.Context, handler, name string) (pod, error) {
+	return r.run(ctx, handler, name, busybox, "sh", "-c", "echo started; exec sleep 3600")
+}
+
+// run starts a Pod with one container and waits for its first line. What was started is
+// returned also with an error, to be removed.
+func (r *runtimeService) run(ctx context.Context, handler, name, image string, command ...string) (p pod, err error) {
 	logDir := filepath.Join("/var/log/pods", "bench_"+name+"_"+name)
 	sandbox := &cri.PodSandboxConfig{
 		Metadata: &cri.PodSandboxMetadata{Name: name, Namespace: "bench", Uid: name},
@@ -57,8 +67,8 @@ func (r *runtimeService) start(ctx context.Context, handler, name string) (p pod
 	}
 	container := &cri.ContainerConfig{
 		Metadata: &cri.ContainerMetadata{Name: "first"},
-		Image:    &cri.ImageSpec{Image: busybox},
-		Command:  []string{"sh", "-c", "echo started; exec sleep 3600"},
+		Image:    &cri.ImageSpec{Image: image},
+		Command:  command,
 		LogPath:  "first.log", Linux: &cri.LinuxContainerConfig{},
 	}
 	step := func(d *time.Duration, f func() error) {
@@ -110,6 +120,15 @@ func awaitLine(ctx context.Context, path string) error {
 		case <-tick.C:
 		}
 	}
+}
+
+// address is a Pod's.
+func (r *runtimeService) address(ctx context.Context, p pod) (netip.Addr, error) {
+	resp, err := r.cri.PodSandboxStatus(ctx, &cri.PodSandboxStatusRequest{PodSandboxId: p.ID})
+	if err != nil {
+		return netip.Addr{}, fmt.Errorf("pod status: %w", err)
+	}
+	return netip.ParseAddr(resp.GetStatus().GetNetwork().GetIp())
 }
 
 // remove stops and removes a Pod.

@@ -125,6 +125,12 @@ func (m samples) report(machine string, ks []kernel, at time.Time) string {
 	fmt.Fprintf(&b, "Wall clock, `RunPodSandbox` to the first line of the first container:\n\n%s\n", m.table("seconds", "%.2f", wall))
 	fmt.Fprintf(&b, "CPU time up to the first line:\n\n%s\n", m.table("seconds", "%.2f", cpu))
 	fmt.Fprintf(&b, "Memory of an idle Pod of %d MiB:\n\n%s\n", guestMiB, m.table("MB", "%.1f", memory))
+	for _, unit := range []string{"conn/s", "MB/s"} {
+		q := func(name, title string) row { return row{"nic " + unit + " " + name, title} }
+		fmt.Fprintf(&b, "TCP from the node, an echo there and back:\n\n%s\n", m.table(unit, "%.0f", []row{
+			q("plain", "plain veth pair"), q("runc", "Pod, handler runc (ptp)"), q("hyper", "Pod, handler hyper (ptp, the VM's NIC)"),
+		}))
+	}
 	o := m.overhead()
 	fmt.Fprintf(&b, "Idle, shim and VMM use %s thousandths of a CPU. `overhead.podFixed` that follows: memory %s.\n",
 		m["idle"].format("%.0f"), o.Memory)

@@ -67,6 +67,29 @@ func serve(ctx context.Context, ns *netns.NS, at netip.AddrPort) (stop func(), e
 	return func() { _ = l.Close(); wg.Wait() }, nil
 }
 
+// serveEcho gives back whatever comes, until stop, which waits.
+func serveEcho(ctx context.Context, ns *netns.NS, at string) (stop func(), err error) {
+	l, err := ns.Listen(ctx, "tcp", at)
+	if err != nil {
+		return nil, err
+	}
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			wg.Go(func() {
+				defer func() { _ = c.Close() }()
+				_ = c.SetDeadline(time.Now().Add(patience))
+				_, _ = io.Copy(c, c)
+			})
+		}
+	})
+	return func() { _ = l.Close(); wg.Wait() }, nil
+}
+
 // throughput sends one stream for about d and returns the bytes per second that arrived.
 func throughput(ctx context.Context, ns *netns.NS, to netip.AddrPort, d time.Duration) (float64, error) {
 	ctx, cancel := context.WithTimeout(ctx, patience)
@@ -160,6 +183,37 @@ func connection(to netip.AddrPort) error {
 		}
 		return nil
 	}
+}
+
+// echoed sends one stream to an echo server for about d and returns the bytes per second
+// that came back.
+func echoed(ctx context.Context, ns *netns.NS, to netip.AddrPort, d time.Duration) (float64, error) {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	conn, err := ns.DialContext(ctx, "tcp", to.String())
+	if err != nil {
+		return 0, err
+	}
+	c := conn.(*net.TCPConn)
+	defer func() { _ = c.Close() }()
+	_ = c.SetDeadline(time.Now().Add(patience))
+	began := time.Now()
+	sent := make(chan error, 1)
+	go func() {
+		buf := make([]byte, 256<<10)
+		for time.Since(began) < d {
+			if _, err := c.Write(buf); err != nil {
+				sent <- err
+				return
+			}
+		}
+		sent <- c.CloseWrite()
+	}()
+	n, err := io.CopyBuffer(struct{ io.Writer }{io.Discard}, struct{ io.Reader }{c}, make([]byte, 256<<10))
+	if err != nil {
+		_ = c.Close()
+	}
+	return float64(n) / time.Since(began).Seconds(), errors.Join(err, <-sent)
 }
 
 // answers is what came of asking a resolver.

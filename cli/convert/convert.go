@@ -404,13 +404,12 @@ func (c *converter) namespace(r *Result) error {
 	return nil
 }
 
-// Where Stackube's own default network was.
-var stackubeNet = map[string]any{"default": map[string]any{"cidr": "10.244.0.0/16", "gateway": "10.244.0.1"}}
-
 func (c *converter) stackubeTenant(r *Result) error {
 	o := r.Object
 	name := o.Str("metadata", "name")
-	spec := map[string]any{"defaultNetwork": map[string]any{"subnets": deep(stackubeNet)}}
+	// Without a defaultNetwork: Stackube's own default, 10.244.0.0/16, is the range of this
+	// cluster's Pods, which no tenant may have.
+	spec := map[string]any{}
 	if user := o.Str("spec", "username"); user != "" {
 		spec["owners"] = []any{name + ":" + user}
 	}

@@ -89,9 +89,9 @@ func TestStackube(t *testing.T) {
 	tenant(t, c, "test")
 	contains(t, "notes", c.H8S(t, "apply", "-f", manifest("stackube")),
 		"became tenants.hypernetes.io test", "spec.password dropped", "h8s tenant kubeconfig test --user test --role manager")
-	contains(t, "networks", c.Kubectl(t, "-n", "tenant-test", "get", "networks", "test"), "10.244.0.0/16", "Active")
+	contains(t, "networks", c.Kubectl(t, "-n", "tenant-test", "get", "networks", "test"), "192.168.244.0/24", "Active")
 	c.Kubectl(t, "-n", "test", "wait", "--for=condition=Ready", "pod/web", "--timeout="+testcluster.Patience.String())
-	inside(t, "10.244.0.0/16", c.Kubectl(t, "-n", "test", "get", "pod", "web", "-o", "jsonpath={.status.podIP}"), 1)
+	inside(t, "192.168.244.0/24", c.Kubectl(t, "-n", "test", "get", "pod", "web", "-o", "jsonpath={.status.podIP}"), 1)
 	contains(t, "page", c.Kubectl(t, "-n", "test", "exec", "web", "--", "wget", "-qO-", "http://web/"), "Welcome to nginx!")
 	file := filepath.Join(t.TempDir(), "test.kubeconfig")
 	c.H8S(t, "tenant", "kubeconfig", "test", "--user", "test", "--role", "manager", "-o", file)

@@ -30,6 +30,7 @@ var commands = map[string]struct {
 	"flow":     {"ADDRESS  keep a TCP connection to an echo server busy, print a line a round trip", flow},
 	"lookup":   {"[-type A|SRV|PTR|CNAME] NAME  ask the resolver", lookup},
 	"raw":      {"INTERFACE HEX...  send Ethernet frames as they are", raw},
+	"tls":      {"[-addr :8443] [-dir /tls]  serve an admission webhook and an aggregated API", serveTLS},
 	"watch":    {"FILE  print a file's content every time it changes", watch},
 }
 

@@ -489,7 +489,14 @@ func (e *Edge) expose(s Spec) error {
 	if err := syncRoutes(m.nl, link.Attrs().Index, want); err != nil {
 		return err
 	}
-	return m.announce(before, announce)
+	// Their old owner does not go on under addresses that may be another's next.
+	var lost []source
+	for _, a := range before {
+		if !slices.Contains(d.inbound, a) {
+			lost = append(lost, source{addr: a})
+		}
+	}
+	return errors.Join(m.announce(before, announce), e.forgetFlows(lost))
 }
 
 // inbound are an edge's addresses from outside as the node's table has them.

@@ -213,6 +213,20 @@ func clamp(mss uint16) []expr.Any {
 	})
 }
 
+// midway matches TCP of a connection that began where nobody here saw it.
+func midway() []expr.Any {
+	const fin, syn, rst, ack = 1, 2, 4, 16
+	return rule(l4(unix.IPPROTO_TCP), state(ctNew), []expr.Any{
+		&expr.Payload{DestRegister: reg, Base: expr.PayloadBaseTransportHeader, Offset: 13, Len: 1},
+		&expr.Bitwise{SourceRegister: reg, DestRegister: reg, Len: 1, Mask: []byte{fin | syn | rst | ack}, Xor: []byte{0}},
+		&expr.Cmp{Op: expr.CmpOpNeq, Register: reg, Data: []byte{syn}},
+	})
+}
+
+func reset() []expr.Any {
+	return []expr.Any{&expr.Counter{}, &expr.Reject{Type: unix.NFT_REJECT_TCP_RST}}
+}
+
 // flows lets a link have so many connections at once; more match.
 func flows(setName string, limit uint32) []expr.Any {
 	return append(loads([]load{inLink}), &expr.Dynset{

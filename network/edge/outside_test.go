@@ -3,9 +3,12 @@ package edge_test
 import (
 	"bytes"
 	"context"
+	"errors"
 	"net/netip"
 	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/hypernetes/hypernetes/network/edge"
 	"github.com/hypernetes/hypernetes/network/edge/edgetest"
@@ -55,6 +58,22 @@ func TestFloatingIP(t *testing.T) {
 	edgetest.Expect(t, p.NS, "tcp", "100.64.0.200:80", "outside 100.64.0.1")
 	if out := run(t, rig.Nodes[0].NS, "ip", "neigh", "show", "proxy"); strings.Contains(out, "100.64.0.90") {
 		t.Errorf("the first node still answers for the address: %s", out)
+	}
+	// A connection from before goes on nowhere: the address's next owner does not see it.
+	for _, address := range []string{"100.64.0.90:80", "[fd00:64::90]:80"} {
+		c, err := rig.Outside.DialContext(t.Context(), "tcp", address)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		if got, err := edgetest.Again(c); err != nil || !strings.HasPrefix(got, "q ") {
+			t.Errorf("%s: %q, %v", address, got, err)
+		}
+		place(rig.Nodes[0], "192.168.0.5", "fd00:1::5")
+		if got, err := edgetest.Again(c); !errors.Is(err, unix.ECONNRESET) {
+			t.Errorf("%s: the old connection at its new owner: %q, %v", address, got, err)
+		}
+		place(rig.Nodes[1], "192.168.0.6", "fd00:1::6")
 	}
 	n.External = nil
 	n.Ensure()

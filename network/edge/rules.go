@@ -98,6 +98,10 @@ func edgeRules(s Spec, t transit, overlay4, overlay6 netip.Addr) ruleset {
 	doors := chain{name: "doors", kind: nftables.ChainTypeFilter, hook: nftables.ChainHookPrerouting, priority: -150, rules: [][]expr.Any{
 		rule(iifNot(uplinkName), accept()),
 		rule(state(ctEstablished|ctRelated), accept()),
+		// An address may have been another's: what is left of the old owner's connections is
+		// not for the new one, and whoever still has them should know.
+		rule(v4(), inSet("inbound4", dest4), midway(), reset()),
+		rule(v6(), inSet("inbound6", dest6), midway(), reset()),
 		rule(v4(), inSet("inbound4", dest4), accept()),
 		rule(v6(), inSet("inbound6", dest6), accept()),
 	}}

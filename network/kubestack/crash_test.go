@@ -428,7 +428,6 @@ func TestCrash(t *testing.T) {
 	check()
 	before := n.stock()
 	// Nobody else is on blue's Network on this node: its edge comes and goes each time.
-	// There is a connection into each sandbox that is up.
 	run := func(step string, f func(t *testing.T)) {
 		t.Run(step, func(t *testing.T) {
 			was := w.t

@@ -1,6 +1,7 @@
 package tenants
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"net/http"
@@ -9,6 +10,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/hypernetes/hypernetes/test/e2e/testcluster"
 )
@@ -34,6 +37,7 @@ metadata:
   annotations: {hypernetes.io/networks: '[{"name": "second"}]'}
 spec:
   hostname: given
+  nodeSelector: {kubernetes.io/hostname: %s}
   terminationGracePeriodSeconds: 20
   containers:
   - name: main
@@ -58,7 +62,7 @@ spec:
     restartPolicy: Always
     args: [serve, -http, ":8280", -tcp, ":8281", -udp, ":8281", -grpc, ":8282"]
     startupProbe: {httpGet: {path: /healthz, port: 8280}, periodSeconds: 1, failureThreshold: 60, timeoutSeconds: 10}
-`, n.Name),
+`, n.Name, c.Node),
 		pod{name: "peer", runtime: "runc"}.yaml(n.Name),
 		fmt.Sprintf(`apiVersion: v1
 kind: Pod
@@ -107,7 +111,7 @@ spec:
 	t.Run("networks", func(t *testing.T) { networks(t, n.For(t)) })
 	t.Run("verbs", func(t *testing.T) { verbs(t, n.For(t)) })
 	t.Run("probes", func(t *testing.T) { probed(t, n.For(t)) })
-	t.Run("sandbox made anew", func(t *testing.T) { anew(t, n.For(t)) })
+	t.Run("sandbox made anew", func(t *testing.T) { anew(t, tn, n.For(t)) })
 }
 
 // kept: Pods of a Network without egress reach each other and nobody outside.
@@ -235,9 +239,9 @@ func probed(t *testing.T, n *testcluster.Namespace) {
 	}
 }
 
-// anew: a container that ends is started again in the same machine and with the same
-// address, and preStop hooks let the Pod go.
-func anew(t *testing.T, n *testcluster.Namespace) {
+// anew: a container that ends is started again in the same machine; a machine that dies
+// is replaced, and the Pod is reached again. Its hooks let it go.
+func anew(t *testing.T, tn *testcluster.Tenant, n *testcluster.Namespace) {
 	ip := n.Get("pod/vm", ".status.podIP")
 	_, _ = get(n, "vm/main", "http://127.0.0.1:8080/exit?code=3")
 	n.Restarts("vm", "main", 1)
@@ -246,8 +250,109 @@ func anew(t *testing.T, n *testcluster.Namespace) {
 		t.Errorf("the address was %s and is %s", ip, now)
 	}
 	want(t, n, "peer", "http://"+ip+":8080/hostname", "given")
-	n.Kubectl("delete", "pod", "vm", "--timeout="+testcluster.Patience.String())
-	if events := n.Kubectl("get", "events", "--field-selector=involvedObject.name=vm", "-o", "jsonpath={.items[*].reason}"); strings.Contains(events, "FailedPreStopHook") || strings.Contains(events, "FailedPostStartHook") {
-		t.Errorf("hooks failed: %s", events)
+
+	machine := func() (id string, vmm int) {
+		id = strings.TrimSpace(tn.Kubectl(t, "-n", tn.Home(), "get", "ports", "-l", "hypernetes.io/network=second", "-o", `jsonpath={.items[?(@.spec.pod.name=="vm")].spec.pod.sandbox}`))
+		shim, processes := 0, tn.Processes(t)
+		for _, p := range processes {
+			if id != "" && p.Is("containerd-shim-hyper-v2") && strings.Contains(p.Command, id) {
+				shim = p.PID
+			}
+		}
+		for _, p := range processes {
+			if shim != 0 && p.Is("qemu-system-x86_64") && p.Parent == shim {
+				vmm = p.PID
+			}
+		}
+		return id, vmm
 	}
+	before, vmm := machine()
+	if vmm <= 1 {
+		t.Fatalf("sandbox %q has no machine", before)
+	}
+	if err := unix.Kill(vmm, unix.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	n.Until("the Pod has another machine", testcluster.Patience, func() bool {
+		id, vmm := machine()
+		return id != before && vmm != 0
+	})
+	n.Until("the Pod is reached again", testcluster.Patience, func() bool {
+		name, ok := get(n, "peer", "http://both/hostname")
+		return ok && name == "given"
+	})
+	want(t, n, "vm/main", "http://10.30.0.77:8080/hostname", "second")
+	n.Kubectl("delete", "pod", "vm", "--timeout="+testcluster.Patience.String())
+}
+
+// TestRouted: the nodes reach the Pods of a Network with hostAccess Routed, and no others.
+func TestRouted(t *testing.T) {
+	t.Parallel()
+	c := up(t)
+	tn := c.Tenant(t, light...)
+	tn.Apply(fmt.Sprintf("apiVersion: hypernetes.io/v1alpha1\nkind: Network\nmetadata: {name: open, namespace: %s}\nspec: {hostAccess: Routed, subnets: {a: {cidr: 10.77.0.0/24}}}\n", tn.Home()))
+	open, closed := tn.Namespace("open", "open"), tn.Namespace("closed", "default")
+	tn.Apply(join(pod{name: "web", runtime: "runc", node: c.Node}.yaml(open.Name), pod{name: "web", runtime: "runc", node: c.Node}.yaml(closed.Name)))
+	open.Ready("web")
+	closed.Ready("web")
+	dial := func(ip string) error {
+		ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
+		defer cancel()
+		conn, err := c.DialInNode(ctx, "tcp", ip+":8080")
+		if err == nil {
+			_ = conn.Close()
+		}
+		return err
+	}
+	ip := open.Get("pod/web", ".status.podIP")
+	open.Until("the node reaches "+ip, time.Minute, func() bool { return dial(ip) == nil })
+	if ip := closed.Get("pod/web", ".status.podIP"); dial(ip) == nil {
+		t.Errorf("the node reaches %s of an isolated Network", ip)
+	}
+}
+
+// TestRollout: a Deployment's Service is answered by ready Pods only, throughout a rollout.
+func TestRollout(t *testing.T) {
+	t.Parallel()
+	c := up(t)
+	tn := c.Tenant(t, light...)
+	n := tn.Namespace("app", "default")
+	version := func(name, command string) string {
+		return fmt.Sprintf(`apiVersion: apps/v1
+kind: Deployment
+metadata: {name: app, namespace: %s}
+spec:
+  replicas: 2
+  strategy: {rollingUpdate: {maxUnavailable: 0, maxSurge: 1}}
+  selector: {matchLabels: {app: app}}
+  template:
+    metadata: {labels: {app: app}}
+    spec:
+      runtimeClassName: runc
+      terminationGracePeriodSeconds: 1
+      containers:
+      - name: main
+        image: h8s.local/testbox:1
+        args: [serve]
+        env: [{name: OWNER, value: %s}]
+        readinessProbe: {exec: {command: %s}, periodSeconds: 2, timeoutSeconds: 10}
+`, n.Name, name, command)
+	}
+	const well, never = `[/testbox, get, "http://127.0.0.1:8080/healthz"]`, "[/testbox, exit, \"1\"]"
+	tn.Apply(join(pod{name: "client", runtime: "runc"}.yaml(n.Name), version("one", well), service(n.Name, "app", "app")))
+	n.Ready("client")
+	n.Kubectl("rollout", "status", "deployment/app", "--timeout="+testcluster.Patience.String())
+	n.Until("the Service answers", time.Minute, func() bool { return owner(n, "client", "http://app/") == "one" })
+	tn.Apply(version("two", never))
+	n.Until("a Pod of the second version runs", testcluster.Patience, func() bool {
+		return strings.Count(n.Kubectl("get", "pods", "-l", "app=app", "--field-selector=status.phase=Running", "-o", "name"), "pod/") == 3
+	})
+	for range 5 {
+		if got := owner(n, "client", "http://app/"); got != "one" {
+			t.Errorf("before the second version is ready the Service is answered by %s", got)
+		}
+	}
+	tn.Apply(version("three", well))
+	n.Kubectl("rollout", "status", "deployment/app", "--timeout="+testcluster.Patience.String())
+	n.Until("the third version answers alone", time.Minute, func() bool { return owner(n, "client", "http://app/") == "three" })
 }

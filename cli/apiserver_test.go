@@ -40,7 +40,7 @@ func TestAgainstAPIServer(t *testing.T) {
 	run("tenant-blue/networks/net1 applied", "", "apply", "-f", "../examples/tenant-network/network.yaml", "--wait=false")
 	run("tenant-blue/tenantnamespaces/ns1 applied", "", "apply", "-f", "../examples/tenant-network/namespace.yaml", "--wait=false")
 	run("default/deployments/helloworld-with-annotation applied", "", "apply", "-f", "../examples/injection/seed.yaml")
-	run("cidr: want a network like", "{apiVersion: v1, kind: Network, metadata: {name: bad}, spec: {tenantID: blue, subnets: {a: {cidr: 10.0.0.1/8}}}}", "apply", "-f", "-")
+	run("cidr: 10.0.0.1/8: want a network like", "{apiVersion: v1, kind: Network, metadata: {name: bad}, spec: {tenantID: blue, subnets: {a: {cidr: 10.0.0.1/8}}}}", "apply", "-f", "-")
 	run("192.168.0.0/24", "", "network", "list", "-A")
 	run("Tenant:          blue", "", "network", "describe", "net1")
 	run("tenants/test would be applied", "{apiVersion: stackube.kubernetes.io/v1, kind: Tenant, metadata: {name: test}, spec: {username: u, password: p}}", "apply", "-f", "-", "--dry-run", "--tenant", "blue")

@@ -105,24 +105,31 @@ func TestTutorials(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, page := range []string{"tenancy.md", "networking.md"} {
-		for _, s := range tutorial(t, filepath.Join("..", "..", "..", "docs", page)) {
-			script := strings.ReplaceAll(s.script, "h8s-2", c.Node+"-2")
-			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
-			cmd := exec.CommandContext(ctx, "bash", "-euo", "pipefail", "-c", script)
-			cmd.Dir, cmd.WaitDelay = dir, 5*time.Second
-			cmd.Env = append(os.Environ(), "H8S_OUT="+c.Out, "PATH="+bin+":"+os.Getenv("PATH"))
-			var out bytes.Buffer
-			cmd.Stdout, cmd.Stderr = &out, &out
-			began := time.Now()
-			err := cmd.Run()
-			cancel()
-			t.Logf("%s:%d: %.1f s", page, s.line, time.Since(began).Seconds())
-			if err != nil {
-				t.Fatalf("%s:%d: %v\n%s\n%s", page, s.line, err, script, out.String())
+		t.Run(page, func(t *testing.T) {
+			for _, s := range tutorial(t, filepath.Join("..", "..", "..", "docs", page)) {
+				s.run(t, c, page, bin, dir)
 			}
-			if line := missing(strings.ReplaceAll(out.String(), c.Node+"-2", "h8s-2"), s.prints); line != "" {
-				t.Errorf("%s:%d: prints no %q, or not in that order:\n%s", page, s.line, line, out.String())
-			}
-		}
+		})
+	}
+}
+
+func (s step) run(t *testing.T, c *testcluster.Cluster, page, bin, dir string) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
+	defer cancel()
+	script := strings.ReplaceAll(s.script, "h8s-2", c.Node+"-2")
+	cmd := exec.CommandContext(ctx, "bash", "-euo", "pipefail", "-c", script)
+	cmd.Dir, cmd.WaitDelay = dir, 5*time.Second
+	cmd.Env = append(os.Environ(), "H8S_OUT="+c.Out, "PATH="+bin+":"+os.Getenv("PATH"))
+	var out bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &out
+	began := time.Now()
+	err := cmd.Run()
+	t.Logf("%s:%d: %.1f s", page, s.line, time.Since(began).Seconds())
+	if err != nil {
+		t.Fatalf("%s:%d: %v\n%s\n%s", page, s.line, err, script, out.String())
+	}
+	if line := missing(strings.ReplaceAll(out.String(), c.Node+"-2", "h8s-2"), s.prints); line != "" {
+		t.Errorf("%s:%d: prints no %q, or not in that order:\n%s", page, s.line, line, out.String())
 	}
 }

@@ -393,7 +393,3 @@ func (d *Daemon) count(key types.NamespacedName, ports, services int) {
 	portsGauge.Set(float64(p))
 	servicesGauge.Set(float64(s))
 }
-
-func compareKeys(a, b types.NamespacedName) int {
-	return cmp.Or(cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Name, b.Name))
-}

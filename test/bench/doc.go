@@ -22,5 +22,6 @@
 // `make bench`. It needs root, QEMU and the built programs in $H8S_OUT, starts a
 // runtime-only node of its own named $H8S_BENCH_NODE ("bench") and removes it again.
 // $H8S_BENCH_ROUNDS (5) is the number of rounds; out/bench/ receives report.md,
-// samples.json, network.md and network.json, out/share/overhead.json the overhead to give the RuntimeClass.
+// samples.json, network.md and network.json, out/share/overhead.json the overhead to give
+// the RuntimeClass.
 package bench

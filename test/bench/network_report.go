@@ -3,6 +3,7 @@ package bench
 import (
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"time"
 )
@@ -30,7 +31,10 @@ func (m samples) versus(unit, verb, upstream string, pairs []pair) string {
 	for _, p := range pairs {
 		theirs, ratio := "–", "–"
 		if len(m[p.theirs]) > 0 {
-			theirs, ratio = m[p.theirs].format(verb), fmt.Sprintf("%.2f", m.ratio(p.ours, p.theirs).median())
+			theirs = m[p.theirs].format(verb)
+		}
+		if r := m.ratio(p.ours, p.theirs); len(r) > 0 {
+			ratio = fmt.Sprintf("%.2f", r.median())
 		}
 		fmt.Fprintf(&b, "| %s | %s | %s | %s |\n", p.title, m[p.ours].format(verb), theirs, ratio)
 	}
@@ -69,8 +73,10 @@ func (m samples) networkReport(machine string, at time.Time, sizes []int) string
 			pair{"… one endpoint: the daemon's sync", name("change ours"), name("change proxy")},
 			pair{"… … choice of endpoints and nftables alone", name("change table"), ""},
 			pair{"… … API request to rules", name("seen ours"), name("seen proxy")})
-		memory = append(memory, pair{fmt.Sprintf("daemon with %d Services, Pss", n), name("pss ours"), name("pss proxy")},
-			pair{"… their rules in the kernel", name("slab ours"), name("slab proxy")})
+		memory = append(memory, pair{fmt.Sprintf("daemon with %d Services, Pss", n), name("pss ours"), name("pss proxy")})
+		if n == slices.Max(sizes) { // of fewer it is lost in what the machine does besides
+			memory = append(memory, pair{"… their rules in the kernel", name("slab ours"), name("slab proxy")})
+		}
 	}
 	fmt.Fprintf(&b, "Services with %d endpoints each:\n\n%s\n", endpointsEach, ms.versus("ms", "%.1f", "kube-proxy, nftables", services))
 	for _, t := range []struct{ title, unit, verb string }{

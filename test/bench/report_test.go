@@ -74,3 +74,18 @@ func TestOverhead(t *testing.T) {
 		t.Errorf("got %s, want 240Mi", got)
 	}
 }
+
+func TestVersus(t *testing.T) {
+	m := samples{"ours": {1, 2, 3}, "theirs": {2, 4, 12}}
+	got := m.versus("ms", "%.1f", "upstream", []pair{{"this", "ours", "theirs"}, {"… that", "ours", ""}, {"none", "no", "theirs"}})
+	want := "| what (ms) | Hypernetes: median (least … most) | upstream | ratio |\n|---|---|---|---|\n" +
+		"| this | 2.0 (1.0 … 3.0) | 4.0 (2.0 … 12.0) | 0.50 |\n" +
+		"| … that | 2.0 (1.0 … 3.0) | – | – |\n" +
+		"| none | not measured | 4.0 (2.0 … 12.0) | – |\n"
+	if got != want {
+		t.Errorf("got\n%s\nwant\n%s", got, want)
+	}
+	if ms := m.scaled(1000); ms["ours"][2] != 3000 || m["ours"][2] != 3 {
+		t.Errorf("scaled: %v of %v", ms, m)
+	}
+}

@@ -13,6 +13,10 @@ const (
 	// defaultFlows is how many connections one link may have at once: the table is bounded
 	// for all of the machine together.
 	defaultFlows = 16384
+	// maxLinks is how many links are counted: some times what a node's Pods can have, as the
+	// kernel forgets those that are gone only after a while. It makes buckets for all of them
+	// at once; 65535 would take two megabytes of every edge.
+	maxLinks = 4096
 )
 
 var (
@@ -63,7 +67,7 @@ func edgeRules(s Spec, t transit, overlay4, overlay6 netip.Addr) ruleset {
 		{name: "floating6", key: []nftables.SetDatatype{t6}, data: &t6},
 		{name: "floated4", key: []nftables.SetDatatype{t4}, data: &t4},
 		{name: "floated6", key: []nftables.SetDatatype{t6}, data: &t6},
-		{name: "flows", key: []nftables.SetDatatype{tIf}, dynamic: true, size: 65535},
+		{name: "flows", key: []nftables.SetDatatype{tIf}, dynamic: true, size: maxLinks},
 	}}
 
 	// Before defragmentation: every fragment shows its own source.

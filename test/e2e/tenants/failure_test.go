@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -32,6 +33,14 @@ type failures struct {
 // connections live on, what is new comes once it can, and in the end nothing is left.
 func TestFailures(t *testing.T) {
 	c := up(t)
+	n := (&testcluster.Namespace{Cluster: c.Cluster}).For(t)
+	// Each node learns of the others in its own time.
+	for _, name := range c.nodes {
+		n.Until(name+" knows all nodes", testcluster.Patience, func() bool {
+			out, err := exec.Command("nsenter", fmt.Sprintf("--net=/proc/%d/ns/net", c.Further(name).AnchorPID(t)), "nft", "list", "set", "inet", "h8s_host", "nodes4").Output()
+			return err == nil && strings.Count(string(out), "100.64.0.") == len(c.nodes)
+		})
+	}
 	before := stock(t, c)
 	t.Run("tenant", func(t *testing.T) { everythingFails(t, c) })
 	var left string
@@ -40,7 +49,7 @@ func TestFailures(t *testing.T) {
 			t.Logf("not as before:\n%s", left)
 		}
 	}()
-	(&testcluster.Namespace{Cluster: c.Cluster}).For(t).Until("the nodes have nothing that they had not before", testcluster.Patience, func() bool {
+	n.Until("the nodes have nothing that they had not before", testcluster.Patience, func() bool {
 		left = difference(before, stock(t, c))
 		return left == ""
 	})
@@ -389,6 +398,8 @@ func inNode(t testing.TB, node *testcluster.Cluster, args ...string) string {
 	return string(out)
 }
 
+var counters = regexp.MustCompile(`packets \d+ bytes \d+`)
+
 // stock is all of tenants' Networks that there is, line by line.
 func stock(t testing.TB, c *fabric) []string {
 	t.Helper()
@@ -414,7 +425,7 @@ func stock(t testing.TB, c *fabric) []string {
 			}
 		}
 		add(name+" proxy", inNode(t, node, "ip", "neigh", "show", "proxy"))
-		add(name+" nft", inNode(t, node, "nft", "list", "table", "inet", "h8s_host"))
+		add(name+" nft", counters.ReplaceAllString(inNode(t, node, "nft", "list", "table", "inet", "h8s_host"), ""))
 		for line := range strings.Lines(inNode(t, node, "ip", "rule")) {
 			add(name+" rule", line)
 		}

@@ -177,7 +177,7 @@ type fabricAttack struct {
 }
 
 func TestFabric(t *testing.T) {
-	for _, a := range append(spoofing, append(overlays, append(hosts, rest...)...)...) {
+	for _, a := range append(spoofing, append(overlays, append(hosts, others...)...)...) {
 		t.Run(a.name, func(t *testing.T) {
 			t.Parallel()
 			w := newFabric(t)
@@ -451,7 +451,7 @@ func moved(w *fabric, network string) net.Conn {
 	return c
 }
 
-var rest = []fabricAttack{
+var others = []fabricAttack{
 	{
 		name: "10 flood of connections",
 		try: func(w *fabric) (bool, string) {

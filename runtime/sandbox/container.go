@@ -201,9 +201,7 @@ func (c *Container) make(ctx context.Context, a agentClient, q *hyperstart.Creat
 	if err := a.Create(ctx, q); err != nil {
 		return fmt.Errorf("create container in the guest: %w", err)
 	}
-	if err := c.s.watcher.Add(c.plan); err != nil {
-		log.G(c.s.ctx).WithError(err).WithField("container", c.id).Warn("volumes are updated slowly")
-	}
+	c.s.watcher.Add(c.plan)
 	return nil
 }
 

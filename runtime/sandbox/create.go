@@ -234,9 +234,7 @@ func (s *Sandbox) configure(ctx context.Context) error {
 	if err := a.Configure(ctx, s.configuration()); err != nil {
 		return fmt.Errorf("configure guest: %w", err)
 	}
-	if s.watcher, err = volume.NewWatcher(s.ctx, a.PutFiles); err != nil {
-		return fmt.Errorf("watch volumes: %w", err)
-	}
+	s.watcher = volume.NewWatcher(s.ctx, a.PutFiles)
 	if s.netns == "" || len(s.attach.Interfaces) == 0 {
 		return nil
 	}

@@ -87,7 +87,7 @@ func (s *Sandbox) giveBack() error {
 		errs = append(errs, s.forward.Close())
 	}
 	if s.watcher != nil {
-		errs = append(errs, s.watcher.Close())
+		s.watcher.Close()
 	}
 	if s.host != nil {
 		_ = s.host.Close() // the VM is gone: so is its end

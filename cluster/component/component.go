@@ -182,7 +182,6 @@ func apiserver(in Input) Component {
 		"--requestheader-username-headers=X-Remote-User",
 		"--proxy-client-cert-file="+in.pki("front-proxy.crt"),
 		"--proxy-client-key-file="+in.pki("front-proxy.key"),
-		"--enable-aggregator-routing=true",
 		"--encryption-provider-config="+encryption,
 		"--audit-policy-file="+audit,
 		"--audit-log-path="+in.Node.StatePath("log", "audit.log"),

@@ -57,11 +57,7 @@ spec: {selector: {app: called}, ports: [{port: 443, targetPort: 8443}]}
 		if name == "" {
 			name = tn.Name
 		}
-		t.Cleanup(func() {
-			if out, err := c.TryH8S("kubectl", "delete", kind, name, "--ignore-not-found"); err != nil {
-				t.Errorf("clean up: %v\n%s", err, out)
-			}
-		})
+		defer c.Kubectl(t, "delete", kind, name, "--ignore-not-found")
 	}
 	testcluster.ApplyText(t, c.Cluster, fmt.Sprintf(`apiVersion: admissionregistration.k8s.io/v1
 kind: ValidatingWebhookConfiguration

@@ -200,7 +200,7 @@ func (s *snapshot) ports() []port {
 			continue
 		}
 		addrs, err := ipam.Addresses(p)
-		if err != nil || slices.ContainsFunc(addrs, func(a netip.Addr) bool { return !within(subnets, a) }) {
+		if err != nil || slices.ContainsFunc(addrs, func(a netip.Addr) bool { return !within(subnets, a) }) || !claimed(p, addrs) {
 			continue
 		}
 		mac := macOf(s.Network, p, addrs[0])
@@ -215,6 +215,15 @@ func (s *snapshot) ports() []port {
 	}
 	slices.SortFunc(out, func(a, b port) int { return cmp.Compare(a.name, b.name) })
 	return out
+}
+
+// claimed tells whether a Port's addresses are those its name claims: the name is what
+// makes an address one Port's only, and what somebody wrote into the Port later is not.
+func claimed(p *v1alpha1.Port, addrs []netip.Addr) bool {
+	if p.Name != v1alpha1.PortName(p.Spec.Network, addrs[0].String()) && p.Name != v1alpha1.PortName(p.Spec.Network, p.Spec.Addresses[0]) {
+		return false
+	}
+	return len(addrs) == 1 || len(addrs) == 2 && addrs[0].BitLen() != addrs[1].BitLen()
 }
 
 func within(subnets []ipam.Subnet, a netip.Addr) bool {

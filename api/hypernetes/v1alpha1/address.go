@@ -24,7 +24,7 @@ type FloatingIP struct {
 // FloatingIPSpec is what the tenant asks for.
 //
 // +kubebuilder:validation:XValidation:rule="!has(oldSelf.pool) || self.pool == oldSelf.pool",message="pool is immutable"
-// +kubebuilder:validation:XValidation:rule="!has(oldSelf.address) || oldSelf.address == ” || self.address == oldSelf.address",message="address is immutable"
+// +kubebuilder:validation:XValidation:rule="!has(oldSelf.address) || oldSelf.address.size() == 0 || self.address == oldSelf.address",message="address is immutable"
 // +kubebuilder:validation:XValidation:rule="!(has(self.port) && has(self.pod))",message="give port or pod, not both"
 type FloatingIPSpec struct {
 	// Pool is an AddressPool the tenant may use; the only or default one if empty.

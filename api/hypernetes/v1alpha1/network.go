@@ -30,8 +30,8 @@ type Network struct {
 
 // NetworkSpec is what the tenant asks for.
 //
-// +kubebuilder:validation:XValidation:rule="has(self.providerNetworkID) && self.providerNetworkID != ” ? !has(self.subnets) || size(self.subnets) == 0 : has(self.subnets) && size(self.subnets) > 0",message="give subnets, or providerNetworkID to adopt a provider's network, not both"
-// +kubebuilder:validation:XValidation:rule="!has(oldSelf.providerNetworkID) || oldSelf.providerNetworkID == ” || (has(self.providerNetworkID) && self.providerNetworkID == oldSelf.providerNetworkID)",message="providerNetworkID is immutable"
+// +kubebuilder:validation:XValidation:rule="has(self.providerNetworkID) && self.providerNetworkID.size() != 0 ? !has(self.subnets) || size(self.subnets) == 0 : has(self.subnets) && size(self.subnets) > 0",message="give subnets, or providerNetworkID to adopt a provider's network, not both"
+// +kubebuilder:validation:XValidation:rule="!has(oldSelf.providerNetworkID) || oldSelf.providerNetworkID.size() == 0 || (has(self.providerNetworkID) && self.providerNetworkID == oldSelf.providerNetworkID)",message="providerNetworkID is immutable"
 // +kubebuilder:validation:XValidation:rule="!has(oldSelf.subnets) || oldSelf.subnets.all(n, has(self.subnets) && n in self.subnets && self.subnets[n].cidr == oldSelf.subnets[n].cidr)",message="subnets: a subnet's cidr is immutable and a subnet cannot be removed: add another one, or make a new Network"
 type NetworkSpec struct {
 	// TenantID, if set, must be the owning tenant's name or Keystone project ID: a check
@@ -72,7 +72,7 @@ type NetworkSpec struct {
 // Subnet is a range of addresses.
 //
 // +kubebuilder:validation:XValidation:rule="isCIDR(self.cidr) && cidr(self.cidr) == cidr(self.cidr).masked()",message="cidr: want a network like 192.168.0.0/24 without host bits",messageExpression="'cidr: ' + self.cidr + ': want a network like 192.168.0.0/24 without host bits'"
-// +kubebuilder:validation:XValidation:rule="!has(self.gateway) || self.gateway == ” || (isIP(self.gateway) && isCIDR(self.cidr) && cidr(self.cidr).containsIP(self.gateway))",message="gateway must be an address inside cidr",messageExpression="'gateway: ' + self.gateway + ': want an address inside cidr ' + self.cidr + ', or nothing for its first'"
+// +kubebuilder:validation:XValidation:rule="!has(self.gateway) || self.gateway.size() == 0 || (isIP(self.gateway) && isCIDR(self.cidr) && cidr(self.cidr).containsIP(self.gateway))",message="gateway must be an address inside cidr",messageExpression="'gateway: ' + self.gateway + ': want an address inside cidr ' + self.cidr + ', or nothing for its first'"
 // +kubebuilder:validation:XValidation:rule="!isCIDR(self.cidr) || (cidr(self.cidr).ip().family() == 4 ? cidr(self.cidr).prefixLength() >= 8 && cidr(self.cidr).prefixLength() <= 29 : cidr(self.cidr).prefixLength() >= 48 && cidr(self.cidr).prefixLength() <= 112)",message="cidr: want a prefix length from /8 to /29 for IPv4, from /48 to /112 for IPv6",messageExpression="'cidr: ' + self.cidr + ': want a prefix length from /8 to /29 for IPv4, from /48 to /112 for IPv6'"
 type Subnet struct {
 	// +kubebuilder:validation:MaxLength=49

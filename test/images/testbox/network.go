@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"encoding/hex"
+	"errors"
 	"flag"
 	"fmt"
 	"net"
@@ -81,7 +82,7 @@ func lookup(args []string) int {
 // raw sends Ethernet frames as they are, as only somebody who owns the kernel can.
 func raw(args []string) int {
 	if len(args) < 2 {
-		return fail(fmt.Errorf("raw: want INTERFACE HEX..."))
+		return fail(errors.New("raw: want INTERFACE and frames in hexadecimal"))
 	}
 	link, err := net.InterfaceByName(args[0])
 	if err != nil {

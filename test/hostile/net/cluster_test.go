@@ -442,7 +442,7 @@ func TestCluster(t *testing.T) {
 }
 
 // early is how many Pods race for a packet before their policy.
-const early = 200
+const early = 40
 
 var clusterAttacks = []clusterAttack{
 	{

@@ -28,6 +28,7 @@ var overlayPorts = []uint16{4789, 6081, 8472, 8473}
 //	sources4, sources6    link of an edge . source it may use
 //	inbound4, inbound6    link of an edge . destination that may come in there from outside
 //	external4, external6  destinations of all inbound
+//	exported4, exported6  link of an edge . ClusterIP that the node itself may dial there
 func hostRules(h Host, vxlan uint16) ruleset {
 	r := ruleset{table: hostTable, sets: []set{
 		{name: "nodes4", key: []nftables.SetDatatype{t4}},
@@ -38,12 +39,28 @@ func hostRules(h Host, vxlan uint16) ruleset {
 		{name: "inbound6", key: []nftables.SetDatatype{tIf, t6}},
 		{name: "external4", key: []nftables.SetDatatype{t4}},
 		{name: "external6", key: []nftables.SetDatatype{t6}},
+		{name: "exported4", key: []nftables.SetDatatype{tIf, t4}},
+		{name: "exported6", key: []nftables.SetDatatype{tIf, t6}},
 	}}
 	ports := slices.Clone(overlayPorts)
 	if !slices.Contains(ports, vxlan) {
 		ports = append(ports, vxlan)
 	}
 	edges := iif(nodeLinks + "*")
+
+	// kube-proxy drops new connections to ClusterIPs it does not know, and tenants' are not
+	// for it. What the node exchanges with them is therefore no connection here; that of
+	// the edge is, which translates it. TCP only, which is what the API server speaks.
+	dial := chain{name: "dial", kind: nftables.ChainTypeFilter, hook: nftables.ChainHookOutput, priority: -300, rules: [][]expr.Any{
+		rule(oifNot(nodeLinks+"*"), accept()),
+		rule(v4(), l4(unix.IPPROTO_TCP), inSet("exported4", outLink, dest4), untrack()),
+		rule(v6(), l4(unix.IPPROTO_TCP), inSet("exported6", outLink, dest6), untrack()),
+	}}
+	dialled := chain{name: "dialled", kind: nftables.ChainTypeFilter, hook: nftables.ChainHookPrerouting, priority: -300, rules: [][]expr.Any{
+		rule(iifNot(nodeLinks+"*"), accept()),
+		rule(to(transit4), reply(), inSet("exported4", inLink, source4), local(), untrack()),
+		rule(to(transit6), reply(), inSet("exported6", inLink, source6), local(), untrack()),
+	}}
 
 	// Destinations are judged before anybody translates them: kube-proxy would take a
 	// Pod's packet to a Service of the default network.
@@ -52,6 +69,8 @@ func hostRules(h Host, vxlan uint16) ruleset {
 		rule(v4(), notInSet("sources4", inLink, source4), drop()),
 		rule(v6(), notInSet("sources6", inLink, source6), drop()),
 		rule(state(ctEstablished|ctRelated), accept()),
+		rule(v4(), state(ctUntracked), inSet("exported4", inLink, source4), accept()),
+		rule(v6(), state(ctUntracked), inSet("exported6", inLink, source6), accept()),
 		rule(state(ctInvalid), drop()),
 		rule(to(transit4), l4(unix.IPPROTO_TCP), dport(apiPort), accept()),
 		rule(to(transit6), l4(unix.IPPROTO_TCP), dport(apiPort), accept()),
@@ -88,6 +107,8 @@ func hostRules(h Host, vxlan uint16) ruleset {
 		rule(iifNot(nodeLinks+"*"), v6(), l4(unix.IPPROTO_UDP), dport(vxlan), notInSet("nodes6", source6), drop()),
 		rule(iifNot(nodeLinks+"*"), accept()),
 		rule(state(ctEstablished|ctRelated), accept()),
+		rule(v4(), state(ctUntracked), inSet("exported4", inLink, source4), accept()),
+		rule(v6(), state(ctUntracked), inSet("exported6", inLink, source6), accept()),
 	}}
 	for _, a := range h.APIServers {
 		input.rules = append(input.rules, rule(status(statusDNAT), to(host(a.Addr())), l4(unix.IPPROTO_TCP), dport(a.Port()), accept()))
@@ -120,7 +141,7 @@ func hostRules(h Host, vxlan uint16) ruleset {
 		rule(oif(nodeLinks+"*"), v4(), inSet("nodes4", source4), []expr.Any{&expr.Masq{}}),
 		rule(oif(nodeLinks+"*"), v6(), inSet("nodes6", source6), []expr.Any{&expr.Masq{}}),
 	}}
-	r.chains = []chain{out, api, input, forward, snat}
+	r.chains = []chain{dial, dialled, out, api, input, forward, snat}
 	return r
 }
 
@@ -219,7 +240,7 @@ func (m *Manager) fabric() (netlink.Link, error) {
 
 // doors are an edge's elements of the node's table.
 type doors struct {
-	sources, inbound []netip.Addr
+	sources, inbound, exported []netip.Addr
 }
 
 // syncHost brings the node's table up to date, with these elements for the edge id, none
@@ -250,7 +271,7 @@ func (m *Manager) syncHost(id string, d *doors) error {
 		if m.known {
 			want["nodes4"], want["nodes6"] = nodes["nodes4"], nodes["nodes6"]
 		}
-		for _, name := range []string{"sources4", "sources6", "inbound4", "inbound6"} {
+		for _, name := range []string{"sources4", "sources6", "inbound4", "inbound6", "exported4", "exported6"} {
 			e := elements{}
 			for k := range have[name] {
 				if live[strings.TrimRight(k[:unix.IFNAMSIZ], "\x00")] {
@@ -266,6 +287,9 @@ func (m *Manager) syncHost(id string, d *doors) error {
 			}
 			for _, a := range d.inbound {
 				want["inbound"+family(a)][key(link, a.AsSlice())] = ""
+			}
+			for _, a := range d.exported {
+				want["exported"+family(a)][key(link, a.AsSlice())] = ""
 			}
 		}
 		for _, f := range []string{"4", "6"} {
@@ -470,6 +494,7 @@ func (e *Edge) expose(s Spec) error {
 	for _, a := range s.Exported {
 		via(host(a))
 		d.sources = append(d.sources, a)
+		d.exported = append(d.exported, a)
 	}
 	if s.Routed {
 		for _, p := range s.Ports {

@@ -29,6 +29,7 @@ const (
 	ctRelated     = 4
 	ctNew         = 8
 	ctInvalid     = 1
+	ctUntracked   = 64
 	// statusDNAT is the connection-tracking status of what had its destination changed.
 	statusDNAT = 1 << 5
 )
@@ -222,6 +223,19 @@ func midway() []expr.Any {
 		&expr.Cmp{Op: expr.CmpOpNeq, Register: reg, Data: []byte{syn}},
 	})
 }
+
+// reply matches TCP that does not begin a connection.
+func reply() []expr.Any {
+	const syn, ack = 2, 16
+	return rule(l4(unix.IPPROTO_TCP), []expr.Any{
+		&expr.Payload{DestRegister: reg, Base: expr.PayloadBaseTransportHeader, Offset: 13, Len: 1},
+		&expr.Bitwise{SourceRegister: reg, DestRegister: reg, Len: 1, Mask: []byte{syn | ack}, Xor: []byte{0}},
+		&expr.Cmp{Op: expr.CmpOpNeq, Register: reg, Data: []byte{syn}},
+	})
+}
+
+// untrack keeps connection tracking, and who asks it, from a packet.
+func untrack() []expr.Any { return []expr.Any{&expr.Notrack{}} }
 
 func reset() []expr.Any {
 	return []expr.Any{&expr.Counter{}, &expr.Reject{Type: unix.NFT_REJECT_TCP_RST}}

@@ -103,8 +103,10 @@ func TestExternalAndExported(t *testing.T) {
 	edgetest.Expect(t, rig.Outside, "tcp", "100.64.0.91:80", "p 100.64.0.200")
 	edgetest.Expect(t, rig.Outside, "tcp", "100.64.0.91:81", "q 100.64.0.1") // by the overlay
 	_, at := n.Edges[one].Transit()
+	edgetest.KubeProxy(t, one)
 	edgetest.Expect(t, one.NS, "tcp", "10.96.7.7:80", "p "+at.String())
 	edgetest.Expect(t, one.NS, "tcp", "10.96.7.8:80", "q 100.64.0.1")
+	edgetest.Refuse(t, one.NS, "tcp", "10.96.7.9:80")
 	// A ClusterIP is for the node itself, not for whoever sends it there.
 	run(t, rig.Outside, "ip", "route", "add", "10.96.7.7", "via", "100.64.0.1")
 	run(t, rig.Outside, "ip", "route", "add", "192.168.0.0/24", "via", "100.64.0.1")

@@ -471,7 +471,8 @@ func TestPlane(t *testing.T) {
 		answers(t, r5, "100.64.0.200:8000", "outside 100.64.0.151")
 	})
 	t.Run("exported", func(t *testing.T) {
-		svc := w.service("blue-web", "hook", b5)
+		near, far := w.service("blue-web", "hook", b5), w.service("blue-web", "hook-far", b6)
+		edgetest.KubeProxy(t, w.rig.Nodes[0])
 		for _, n := range w.nodes {
 			node := &corev1.Node{}
 			if err := w.api.Get(t.Context(), types.NamespacedName{Name: n.Name}, node); err != nil {
@@ -483,23 +484,28 @@ func TestPlane(t *testing.T) {
 			}
 		}
 		none, ignore := admissionv1.SideEffectClassNone, admissionv1.Ignore
-		hook := &admissionv1.ValidatingWebhookConfiguration{ObjectMeta: metav1.ObjectMeta{Name: "t"}, Webhooks: []admissionv1.ValidatingWebhook{{
-			Name: "t.example.com", SideEffects: &none, FailurePolicy: &ignore, AdmissionReviewVersions: []string{"v1"},
-			ClientConfig: admissionv1.WebhookClientConfig{Service: &admissionv1.ServiceReference{Namespace: "blue-web", Name: "hook"}},
-		}}}
+		hook := &admissionv1.ValidatingWebhookConfiguration{ObjectMeta: metav1.ObjectMeta{Name: "t"}}
+		for _, svc := range []*corev1.Service{near, far} {
+			hook.Webhooks = append(hook.Webhooks, admissionv1.ValidatingWebhook{
+				Name: svc.Name + ".example.com", SideEffects: &none, FailurePolicy: &ignore, AdmissionReviewVersions: []string{"v1"},
+				ClientConfig: admissionv1.WebhookClientConfig{Service: &admissionv1.ServiceReference{Namespace: svc.Namespace, Name: svc.Name}},
+			})
+		}
 		w.create(hook)
 		defer func() {
 			if err := w.api.Delete(context.Background(), hook); err != nil {
 				t.Error(err)
 			}
 		}()
-		eventually(t, "the API server's node reaches the hook", func() error {
-			got, err := edgetest.Ask(w.rig.Nodes[0].NS, "tcp", svc.Spec.ClusterIP+":8080")
-			if err == nil && !strings.HasPrefix(got, "blue-web/five ") {
-				t.Fatalf("answer %q", got)
-			}
-			return err
-		})
+		for svc, want := range map[*corev1.Service]string{near: "blue-web/five ", far: "blue-web/six "} {
+			eventually(t, "the API server's node reaches "+svc.Name, func() error {
+				got, err := edgetest.Ask(w.rig.Nodes[0].NS, "tcp", svc.Spec.ClusterIP+":8080")
+				if err == nil && !strings.HasPrefix(got, want) {
+					t.Fatalf("answer %q", got)
+				}
+				return err
+			})
+		}
 	})
 	t.Run("address in use", func(t *testing.T) {
 		p := w.newPod(1, "red-web", "late", five)

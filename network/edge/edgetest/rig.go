@@ -24,6 +24,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -420,6 +421,22 @@ func Refuse(t testing.TB, ns *netns.NS, network string, addresses ...string) {
 		})
 	}
 	wait.Wait()
+}
+
+// KubeProxy gives the node those of kube-proxy's rules that are about ClusterIPs it does
+// not know: tenants' Services are not for it.
+func KubeProxy(t testing.TB, n *Node) {
+	t.Helper()
+	const rules = `table ip kube-proxy {
+	chain cluster-ips-check { ip daddr 10.96.0.0/12 counter drop; }
+	chain filter-forward { type filter hook forward priority filter; ct state new jump cluster-ips-check; }
+	chain filter-output { type filter hook output priority filter; ct state new jump cluster-ips-check; }
+}`
+	cmd := exec.CommandContext(t.Context(), "nsenter", "--net="+n.NS.Path(), "nft", "-f", "-")
+	cmd.Stdin = strings.NewReader(rules)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("kube-proxy's rules: %v: %s", err, out)
+	}
 }
 
 // Ping sends an ICMP echo request and waits for the reply.

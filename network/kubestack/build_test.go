@@ -59,6 +59,33 @@ func TestWinner(t *testing.T) {
 	}
 }
 
+// A Port into which somebody wrote other addresses is nobody's.
+func TestClaimed(t *testing.T) {
+	for _, c := range []struct {
+		name      string
+		addresses []string
+		want      bool
+	}{
+		{"default.10-0-0-5", []string{"10.0.0.5"}, true},
+		{"default.10-0-0-5", []string{"10.0.0.5", "fd00::5"}, true},
+		{"default.fd00--5", []string{"fd00::5"}, true},
+		{"default.10-0-0-5", []string{"10.0.0.6"}, false},
+		{"default.10-0-0-5", []string{"10.0.0.6", "10.0.0.5"}, false},
+		{"default.10-0-0-5", []string{"10.0.0.5", "10.0.0.6"}, false},
+		{"default.10-0-0-5", []string{"10.0.0.5", "fd00::5", "fd00::6"}, false},
+		{"other.10-0-0-5", []string{"10.0.0.5"}, false},
+	} {
+		p := &v1alpha1.Port{ObjectMeta: metav1.ObjectMeta{Name: c.name}, Spec: v1alpha1.PortSpec{Network: "default", Addresses: c.addresses}}
+		addrs := make([]netip.Addr, len(c.addresses))
+		for i, a := range c.addresses {
+			addrs[i] = netip.MustParseAddr(a)
+		}
+		if got := claimed(p, addrs); got != c.want {
+			t.Errorf("%s %v: %v", c.name, c.addresses, got)
+		}
+	}
+}
+
 func TestAnnouncers(t *testing.T) {
 	a, b, no := "a", "b", false
 	slices := []*discoveryv1.EndpointSlice{{Endpoints: []discoveryv1.Endpoint{{NodeName: &a}, {NodeName: &b, Conditions: discoveryv1.EndpointConditions{Ready: &no}}}}}

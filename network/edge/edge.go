@@ -64,7 +64,7 @@ type Spec struct {
 	Ports []Port
 	// External are addresses from outside that lead here.
 	External []External
-	// Exported are ClusterIPs the node itself may dial through this edge.
+	// Exported are ClusterIPs the node itself may dial through this edge, by TCP.
 	Exported []netip.Addr
 	// Flows is how many connections one Pod's link may have at once; 0 is 16384.
 	Flows int

@@ -172,6 +172,10 @@ func (k *kernelChain) add(comment string, exprs ...expr.Any) {
 	k.comments = append(k.comments, comment)
 }
 
+// linksOf are the sets of links isolated in a direction, by its map. A link's element stays
+// as long as any policy isolates it, whatever else of its policies changes.
+var linksOf = map[string]string{mapEgress: "links_egress", mapIngress: "links_ingress"}
+
 var table = &nftables.Table{Name: TableName, Family: nftables.TableFamilyINet}
 
 // render makes the table of a program.
@@ -187,7 +191,8 @@ func render(p *program, s State) *ruleset {
 		}
 		name := r.isolation(chains, d, used)
 		for _, link := range pod.Links {
-			verdicts.add(nftables.SetElement{Key: ifname(link), VerdictData: &expr.Verdict{Kind: expr.VerdictGoto, Chain: name}})
+			verdicts.add(nftables.SetElement{Key: ifname(link), VerdictData: &expr.Verdict{Kind: expr.VerdictJump, Chain: name}})
+			r.sets[linksOf[verdicts.spec.Name]].add(nftables.SetElement{Key: ifname(link)})
 		}
 		return true
 	}
@@ -229,6 +234,9 @@ func (r *ruleset) base(hosts []netip.Addr) {
 	native := binaryutil.NativeEndian
 	r.newSet(nftables.Set{Name: mapEgress, IsMap: true, KeyType: nftables.TypeIFName, DataType: nftables.TypeVerdict, KeyByteOrder: native})
 	r.newSet(nftables.Set{Name: mapIngress, IsMap: true, KeyType: nftables.TypeIFName, DataType: nftables.TypeVerdict, KeyByteOrder: native})
+	for _, name := range linksOf {
+		r.newSet(nftables.Set{Name: name, KeyType: nftables.TypeIFName, KeyByteOrder: native})
+	}
 	r.newSet(nftables.Set{Name: setSelf, Concatenation: true, KeyType: typeSelf, KeyByteOrder: native})
 	h4 := r.newSet(nftables.Set{Name: setHosts4, KeyType: nftables.TypeIPAddr})
 	h6 := r.newSet(nftables.Set{Name: setHosts6, KeyType: nftables.TypeIP6Addr})
@@ -250,6 +258,10 @@ func (r *ruleset) base(hosts []netip.Addr) {
 	byLink := func(c *kernelChain, key expr.MetaKey, m string) {
 		c.add("by link v1", &expr.Meta{Key: key, Register: 1},
 			&expr.Lookup{SourceRegister: 1, SetName: m, IsDestRegSet: true})
+		// The kernel looks elements up as they are now, for packets whose rules are those of
+		// a moment ago: such a one may be sent to a chain that is empty to it, and comes back.
+		c.add("isolated v1", &expr.Meta{Key: key, Register: 1},
+			&expr.Lookup{SourceRegister: 1, SetName: linksOf[m]}, &expr.Verdict{Kind: expr.VerdictDrop})
 	}
 	self := func(c *kernelChain) {
 		c.add("a Pod and itself v1", &expr.Meta{Key: expr.MetaKeyIIFNAME, Register: 1}, &expr.Meta{Key: expr.MetaKeyOIFNAME, Register: 2},

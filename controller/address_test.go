@@ -225,8 +225,14 @@ func TestAddresses(t *testing.T) {
 		second.Spec.Port = "default.10-0-0-2"
 		c.create(second)
 		says(second, "Held", "TargetTaken", "FloatingIP f")
+		c.update(f, func() { f.Spec.Pod = nil })
+		says(f, "Held", "NoTarget", "")
+		says(second, "Active", "Active", "leads to 10.0.0.2")
+		c.update(f, func() { f.Spec.Pod = &v1alpha1.PodName{Namespace: "web", Name: "p"} })
+		says(f, "Held", "TargetTaken", "FloatingIP g")
 		c.delete(second)
 		c.gone(second)
+		says(f, "Active", "Active", "192.0.2.10 leads to 10.0.0.2 on node n1")
 		// The Pod is made anew elsewhere: the address moves with it.
 		c.delete(pod)
 		says(f, "Held", "PodNotFound", "")

@@ -16,8 +16,10 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/builder"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/controller/controllerutil"
+	"sigs.k8s.io/controller-runtime/pkg/event"
 	"sigs.k8s.io/controller-runtime/pkg/handler"
 	"sigs.k8s.io/controller-runtime/pkg/manager"
+	"sigs.k8s.io/controller-runtime/pkg/predicate"
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 
 	"github.com/containerd/errdefs"
@@ -52,6 +54,16 @@ func (r *floatingIPs) setup(m manager.Manager) error {
 	}
 	return ctrl.NewControllerManagedBy(m).Named("floatingip").
 		For(&v1alpha1.FloatingIP{}).
+		// What one lets go of, another may wait for.
+		Watches(&v1alpha1.FloatingIP{}, handler.EnqueueRequestsFromMapFunc(home), builder.WithPredicates(predicate.Funcs{
+			CreateFunc:  func(event.CreateEvent) bool { return false },
+			GenericFunc: func(event.GenericEvent) bool { return false },
+			UpdateFunc: func(e event.UpdateEvent) bool {
+				was, ok := e.ObjectOld.(*v1alpha1.FloatingIP)
+				is, ok2 := e.ObjectNew.(*v1alpha1.FloatingIP)
+				return ok && ok2 && was.Status.Target != "" && was.Status.Target != is.Status.Target
+			},
+		})).
 		Watches(&v1alpha1.Port{}, handler.EnqueueRequestsFromMapFunc(home)).
 		Watches(&v1alpha1.TenantNamespace{}, handler.EnqueueRequestsFromMapFunc(home)).
 		Watches(&v1alpha1.AddressPool{}, handler.EnqueueRequestsFromMapFunc(pending)).
@@ -296,14 +308,16 @@ func (r *floatingIPs) lead(ctx context.Context, f *v1alpha1.FloatingIP, p *v1alp
 	if target == "" {
 		return refuse("NoFamily", "Port %s has no address of %s, which %s is", p.Name, familyName(mine.Is6()), mine)
 	}
-	// One Pod goes out under one address: the older FloatingIP has it.
+	// One Pod goes out under one address: whose FloatingIP has it keeps it, and of two that
+	// took it at the same time the older.
+	holds := f.Status.PortName == p.Name && f.Status.Target == target
 	others := &v1alpha1.FloatingIPList{}
 	if err := r.client.List(ctx, others, client.InNamespace(f.Namespace)); err != nil {
 		return err
 	}
 	for i := range others.Items {
 		o := &others.Items[i]
-		if o.UID != f.UID && o.Status.PortName == p.Name && o.Status.Target == target && o.DeletionTimestamp.IsZero() && before(o, f) {
+		if o.UID != f.UID && o.Status.PortName == p.Name && o.Status.Target == target && o.DeletionTimestamp.IsZero() && (!holds || before(o, f)) {
 			return refuse("TargetTaken", "Port %s has FloatingIP %s already: choose another, or delete that one", p.Name, o.Name)
 		}
 	}

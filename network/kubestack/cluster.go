@@ -42,6 +42,9 @@ func watchCluster(ctx context.Context, c client.WithWatch, one func(types.Namesp
 	g := newGroup(ctx)
 	k := &cluster{group: g}
 	k.bindings = watchAll(g, c, &v1alpha1.TenantNamespace{}, &v1alpha1.TenantNamespaceList{}, func(was, is *v1alpha1.TenantNamespace) {
+		if was != nil && is != nil && was.Spec.Network == is.Spec.Network && isBound(was) == isBound(is) && was.Status.NetworkUID == is.Status.NetworkUID {
+			return
+		}
 		for _, b := range []*v1alpha1.TenantNamespace{was, is} {
 			if b != nil {
 				one(types.NamespacedName{Namespace: b.Namespace, Name: b.Spec.Network})
@@ -50,12 +53,19 @@ func watchCluster(ctx context.Context, c client.WithWatch, one func(types.Namesp
 		all()
 	})
 	k.networks = watchAll(g, c, &v1alpha1.Network{}, &v1alpha1.NetworkList{}, func(was, is *v1alpha1.Network) {
+		if was != nil && is != nil && sameNetwork(was, is) {
+			return
+		}
 		if is == nil {
 			is = was
 		}
 		one(client.ObjectKeyFromObject(is))
 	})
 	k.floating = watchAll(g, c, &v1alpha1.FloatingIP{}, &v1alpha1.FloatingIPList{}, func(was, is *v1alpha1.FloatingIP) {
+		if was != nil && is != nil && was.Status.Network == is.Status.Network && was.Status.Target == is.Status.Target &&
+			was.Status.Address == is.Status.Address && was.DeletionTimestamp.IsZero() == is.DeletionTimestamp.IsZero() {
+			return
+		}
 		for _, f := range []*v1alpha1.FloatingIP{was, is} {
 			if f != nil && f.Status.Network != "" {
 				one(types.NamespacedName{Namespace: f.Namespace, Name: f.Status.Network})
@@ -77,7 +87,12 @@ func watchCluster(ctx context.Context, c client.WithWatch, one func(types.Namesp
 			all()
 		}
 	})
-	k.leases = watchAll(g, c, &coordinationv1.Lease{}, &coordinationv1.LeaseList{}, func(was, is *coordinationv1.Lease) { all() },
+	k.leases = watchAll(g, c, &coordinationv1.Lease{}, &coordinationv1.LeaseList{}, func(was, is *coordinationv1.Lease) {
+		if was != nil && is != nil && reflect.DeepEqual(was.Spec.HolderIdentity, is.Spec.HolderIdentity) && reflect.DeepEqual(was.Labels, is.Labels) && reflect.DeepEqual(was.Annotations, is.Annotations) {
+			return
+		}
+		all()
+	},
 		client.InNamespace(v1alpha1.ClaimNamespace), client.MatchingLabels{claim.LabelKind: claim.Address})
 	k.kubernetes = watchAll(g, c, &corev1.Service{}, &corev1.ServiceList{}, func(was, is *corev1.Service) { all() },
 		client.InNamespace(corev1.NamespaceDefault), client.MatchingFieldsSelector{Selector: fields.OneTermEqualSelector(metav1.ObjectNameField, "kubernetes")})
@@ -90,6 +105,14 @@ func watchCluster(ctx context.Context, c client.WithWatch, one func(types.Namesp
 	k.apis = watchAll(g, c, api, apis, func(was, is *unstructured.Unstructured) { all() },
 		client.MatchingLabelsSelector{Selector: labels.NewSelector().Add(notAutomanaged()...)})
 	return k
+}
+
+// sameNetwork tells whether two versions of a Network are one for a node: how many Ports it
+// has changes with every Pod.
+func sameNetwork(a, b *v1alpha1.Network) bool {
+	x, y := a.Status, b.Status
+	x.Ports, y.Ports, x.FreeAddresses, y.FreeAddresses = 0, 0, 0, 0
+	return a.UID == b.UID && a.DeletionTimestamp.IsZero() == b.DeletionTimestamp.IsZero() && reflect.DeepEqual(a.Spec, b.Spec) && reflect.DeepEqual(x, y)
 }
 
 // notAutomanaged leaves out the API server's own APIServices, which are most.

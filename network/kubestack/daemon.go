@@ -24,8 +24,11 @@ import (
 )
 
 const (
-	// coalesce is how long changes of a Network are gathered before they are applied.
-	coalesce = 20 * time.Millisecond
+	// coalesce is how long changes of a Network are gathered before they are applied, at
+	// least; what took long to apply is gathered for as many times longer, up to the bound.
+	coalesce    = 20 * time.Millisecond
+	idleFactor  = 4
+	maxCoalesce = 2 * time.Second
 	// resync repairs what others changed behind our back.
 	resync  = 30 * time.Second
 	workers = 4
@@ -73,6 +76,7 @@ type Daemon struct {
 	networks map[types.NamespacedName]*network
 	ports    map[types.NamespacedName]*v1alpha1.Port // claims the watches may not have seen yet, by key
 	figures  map[types.NamespacedName][2]int
+	next     map[types.NamespacedName]time.Time // when it may be synced again for an event
 }
 
 // New makes a daemon and reads what a former one left.
@@ -80,7 +84,7 @@ func New(opts Options, p Parts) (*Daemon, error) {
 	d := &Daemon{
 		opts: opts, api: p.API, edges: p.Edges, plane: p.Plane, routes: p.Routes, prober: p.Prober, events: &events{api: p.API, node: opts.Node},
 		networks: map[types.NamespacedName]*network{}, ports: map[types.NamespacedName]*v1alpha1.Port{},
-		figures: map[types.NamespacedName][2]int{},
+		figures: map[types.NamespacedName][2]int{}, next: map[types.NamespacedName]time.Time{},
 	}
 	records, unreadable, err := openRecords(filepath.Join(opts.RunDir, "attachments"))
 	if err != nil {
@@ -174,7 +178,26 @@ func (d *Daemon) Ready() error {
 // nodeKey is the work queue's key for what concerns the node itself.
 var nodeKey = types.NamespacedName{}
 
-func (d *Daemon) enqueue(key types.NamespacedName) { d.queue.AddAfter(key, coalesce) }
+// enqueue asks for a sync. While Pods come and go there are more events than there can be
+// syncs: one that took long is not begun again at once, so that the Networks of a node take
+// a fifth of a processor each at most. Calls do not wait for that (network.flush).
+func (d *Daemon) enqueue(key types.NamespacedName) {
+	d.mu.Lock()
+	wait := time.Until(d.next[key])
+	d.mu.Unlock()
+	d.queue.AddAfter(key, max(coalesce, wait))
+}
+
+// synced remembers how long a sync took.
+func (d *Daemon) synced(key types.NamespacedName, took time.Duration) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if key != nodeKey && d.networks[key] == nil {
+		delete(d.next, key)
+		return
+	}
+	d.next[key] = time.Now().Add(min(idleFactor*took, maxCoalesce))
+}
 
 // enqueueAll also decides anew which Networks are present.
 func (d *Daemon) enqueueAll() { d.enqueue(nodeKey) }
@@ -186,11 +209,13 @@ func (d *Daemon) work() {
 			return
 		}
 		var err error
+		start := time.Now()
 		if key == nodeKey {
 			err = d.syncNode(d.ctx)
 		} else {
 			err = d.syncNetwork(d.ctx, key)
 		}
+		d.synced(key, time.Since(start))
 		switch {
 		case err == nil:
 			d.queue.Forget(key)

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"reflect"
 	"slices"
 	"strings"
 	"sync"
@@ -126,7 +127,12 @@ func (n *network) watch(bound map[string]map[string]string) {
 	defer n.watches.Unlock()
 	if n.portsOf == nil {
 		n.portsOf = newGroup(n.d.ctx)
-		n.ports = watchAll(n.portsOf, n.d.api, &v1alpha1.Port{}, &v1alpha1.PortList{}, func(was, is *v1alpha1.Port) { changed() },
+		n.ports = watchAll(n.portsOf, n.d.api, &v1alpha1.Port{}, &v1alpha1.PortList{}, func(was, is *v1alpha1.Port) {
+			// What its status says is said by this node and its like.
+			if was == nil || is == nil || !reflect.DeepEqual(was.Spec, is.Spec) {
+				changed()
+			}
+		},
 			client.InNamespace(n.key.Namespace), client.MatchingLabels{v1alpha1.LabelNetwork: n.key.Name})
 		n.perNS = map[string]*namespace{}
 	}

@@ -51,9 +51,12 @@ type FloatingIPStatus struct {
 	// Phase: Pending (no address, see conditions), Held (an address without a target),
 	// Active, Terminating (an address is kept back for a while before others may have it).
 	// +kubebuilder:validation:Enum=Pending;Held;Active;Terminating
-	Phase   string `json:"phase,omitempty"`
-	Pool    string `json:"pool,omitempty"`
-	Address string `json:"address,omitempty"`
+	Phase string `json:"phase,omitempty"`
+	Pool  string `json:"pool,omitempty"`
+	// Provider that the address is of, if it is of no AddressPool, and its ID there.
+	Provider   string `json:"provider,omitempty"`
+	ProviderID string `json:"providerID,omitempty"`
+	Address    string `json:"address,omitempty"`
 	// Network, PortName and Target (its address) are where it leads, Node where that is.
 	Network  string `json:"network,omitempty"`
 	PortName string `json:"portName,omitempty"`

@@ -57,6 +57,10 @@ const (
 
 	// Finalizer is set by the controllers of this group.
 	Finalizer = "hypernetes.io/cleanup"
+	// FinalizerProvider keeps a Port until the provider's port of it is gone. Who makes a
+	// Port of a Network whose provider has ports of its own sets it; the controller of Ports
+	// does where it is missing.
+	FinalizerProvider = "hypernetes.io/provider"
 
 	// GroupPrefix begins the groups of a tenant's users: h8s:tenant:<tenant>:<role>.
 	GroupPrefix = "h8s:tenant:"

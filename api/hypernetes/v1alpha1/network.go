@@ -94,6 +94,10 @@ type NetworkStatus struct {
 	// Provider and ProviderNetworkID are what carries it.
 	Provider          string `json:"provider,omitempty"`
 	ProviderNetworkID string `json:"providerNetworkID,omitempty"`
+	// ProviderRouterID and ProviderGroupID are its router and its Ports' security group at a
+	// provider that has such.
+	ProviderRouterID string `json:"providerRouterID,omitempty"`
+	ProviderGroupID  string `json:"providerGroupID,omitempty"`
 	// VNI is its VXLAN network identifier (built-in provider).
 	VNI int32 `json:"vni,omitempty"`
 	// MTU of its Pods' NICs.
@@ -120,6 +124,21 @@ type SubnetStatus struct {
 	ProviderSubnetID string `json:"providerSubnetID,omitempty"`
 }
 
+// Phases of a Port.
+const (
+	PortPending = "Pending"
+	PortActive  = "Active"
+	PortFailed  = "Failed"
+)
+
+// Reasons of a Port's condition Ready while its phase is Failed that who plugs it acts on.
+const (
+	// ReasonAddressInUse: somebody else has the address at the provider: take another.
+	ReasonAddressInUse = "AddressInUse"
+	// ReasonBindingFailed: the provider cannot plug it on that node.
+	ReasonBindingFailed = "BindingFailed"
+)
+
 // Phases of a Network.
 const (
 	NetworkInitializing = "Initializing"
@@ -145,6 +164,8 @@ const (
 	ConditionAddresses = "AddressesAvailable"
 	// ConditionInSync is false while the provider's objects differ from ours.
 	ConditionInSync = "ProviderInSync"
+	// ConditionWired is true while the provider carries a Port's packets.
+	ConditionWired = "Wired"
 	// ConditionBlocked says what keeps a deleted object from going.
 	ConditionBlocked = "DeletionBlocked"
 )
@@ -224,6 +245,11 @@ type PortStatus struct {
 	Phase string `json:"phase,omitempty"`
 	// ProviderPortID at the provider.
 	ProviderPortID string `json:"providerPortID,omitempty"`
+	// MAC of the NIC, where the provider decides; spec.mac says what was asked for.
+	MAC string `json:"mac,omitempty"`
+	// VIFType says how the provider wants the NIC plugged (Neutron's binding:vif_type:
+	// bridge, ovs); empty while it is bound to no node.
+	VIFType string `json:"vifType,omitempty"`
 	// +listType=map
 	// +listMapKey=type
 	Conditions []metav1.Condition `json:"conditions,omitempty"`

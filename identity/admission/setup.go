@@ -5,6 +5,8 @@ import (
 	"crypto/tls"
 	"fmt"
 	"net/http"
+	"slices"
+	"strings"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -78,11 +80,14 @@ func Setup(ctx context.Context, mgr ctrl.Manager, o Options) error {
 	if err != nil {
 		return err
 	}
+	if err := mgr.AddReadyzCheck("policies", (&inEffect{client: mgr.GetClient()}).check); err != nil {
+		return err
+	}
 	return addRepair(mgr, objects)
 }
 
 // desired is everything that is applied, in order: policies first, so that nothing is
-// unguarded while the webhook is away.
+// unguarded while the webhook is away, and last the policy that inEffect looks for.
 func desired(o Options, ca []byte) ([]*unstructured.Unstructured, error) {
 	objects, err := policies(o)
 	if err != nil {
@@ -92,7 +97,16 @@ func desired(o Options, ca []byte) ([]*unstructured.Unstructured, error) {
 	if err != nil {
 		return nil, err
 	}
-	return append(objects, hooks...), nil
+	objects = append(objects, hooks...)
+	slices.SortStableFunc(objects, func(a, b *unstructured.Unstructured) int { return last(a) - last(b) })
+	return objects, nil
+}
+
+func last(o *unstructured.Unstructured) int {
+	if o.GetName() == labelling && strings.HasPrefix(o.GetKind(), "Mutating") {
+		return 1
+	}
+	return 0
 }
 
 // bounded keeps a request from taking more memory or time than it may.

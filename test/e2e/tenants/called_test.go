@@ -20,7 +20,6 @@ import (
 // TestCalled: an admission webhook and an aggregated API that live in a tenant's Network
 // are reached by the API server, by Service.
 func TestCalled(t *testing.T) {
-	t.Skip("not run on a cluster since what failed it was found: kube-proxy dropped the API server's packets (network/edge TestExternalAndExported)")
 	t.Parallel()
 	c := up(t)
 	tn := c.Tenant(t, light...)

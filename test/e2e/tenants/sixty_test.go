@@ -54,15 +54,16 @@ spec:
 		if len(ips) != each {
 			t.Fatalf("%s has %d Pods", n.Name, len(ips))
 		}
+		var urls []string
 		for _, ip := range ips {
-			if got := owner(n, names[0], "http://"+ip+":8080/"); got != w.Name {
-				t.Errorf("%s: at %s is %s", n.Name, ip, got)
-			}
+			urls = append(urls, "http://"+ip+":8080/")
 		}
 		for range 10 {
-			if got := owner(n, names[each-1], "http://many/"); got != w.Name {
-				t.Errorf("%s: the Service leads to %s", n.Name, got)
-			}
+			urls = append(urls, "http://many/")
+		}
+		out, code := n.ExecCode(names[0], append([]string{"/testbox", "get"}, urls...)...)
+		if own, all := strings.Count(out, "env OWNER="+w.Name+"\n"), strings.Count(out, "env OWNER="); code != 0 || own != len(urls) || all != own {
+			t.Errorf("%s: of %d answers %d are its own (exit code %d): %s", n.Name, all, own, code, out)
 		}
 	}
 	before := time.Now()

@@ -12,23 +12,20 @@ import (
 	"time"
 )
 
-// get is what busybox's wget cannot do: verified TLS and a bearer token.
+// get is what busybox's wget cannot do: verified TLS, a bearer token, and many URLs at once.
 func get(args []string) int {
 	fs := flag.NewFlagSet("get", flag.ExitOnError)
 	ca := fs.String("ca", "", "file of the certificate authority to trust")
 	token := fs.String("token", "", "file of a bearer token")
 	timeout := fs.Duration("timeout", time.Minute, "how long to wait")
 	_ = fs.Parse(args)
-	request, err := http.NewRequest(http.MethodGet, fs.Arg(0), nil)
-	if err != nil {
-		return fail(err)
-	}
+	bearer := ""
 	if *token != "" {
 		text, err := os.ReadFile(*token)
 		if err != nil {
 			return fail(err)
 		}
-		request.Header.Set("Authorization", "Bearer "+strings.TrimSpace(string(text)))
+		bearer = "Bearer " + strings.TrimSpace(string(text))
 	}
 	config := &tls.Config{}
 	if *ca != "" {
@@ -40,14 +37,29 @@ func get(args []string) int {
 		config.RootCAs.AppendCertsFromPEM(pem)
 	}
 	client := &http.Client{Timeout: *timeout, Transport: &http.Transport{TLSClientConfig: config}}
+	code := 0
+	for _, url := range fs.Args() {
+		if err := fetch(client, url, bearer); err != nil {
+			code = fail(err)
+		}
+	}
+	return code
+}
+
+func fetch(client *http.Client, url, bearer string) error {
+	request, err := http.NewRequest(http.MethodGet, url, nil)
+	if err != nil {
+		return err
+	}
+	if bearer != "" {
+		request.Header.Set("Authorization", bearer)
+	}
 	answer, err := client.Do(request)
 	if err != nil {
-		return fail(err)
+		return err
 	}
 	defer answer.Body.Close()
 	fmt.Println(answer.Status)
-	if _, err := io.Copy(os.Stdout, answer.Body); err != nil {
-		return fail(err)
-	}
-	return 0
+	_, err = io.Copy(os.Stdout, answer.Body)
+	return err
 }

@@ -25,7 +25,7 @@ var commands = map[string]struct {
 	"log":      {"COUNT [INTERVAL]  print numbered lines", logLines},
 	"stdin":    {"  copy stdin to stdout, then print the byte count to stderr", copyStdin},
 	"dial":     {"NETWORK ADDRESS  connect, send a line, print the answer", dial},
-	"get":      {"[-ca FILE] [-token FILE] [-timeout 1m] URL  fetch a URL, print status and body", get},
+	"get":      {"[-ca FILE] [-token FILE] [-timeout 1m] URL...  fetch URLs, print status and body of each", get},
 	"stat":     {"FILE...  describe files with all their attributes", stat},
 	"flow":     {"ADDRESS  keep a TCP connection to an echo server busy, print a line a round trip", flow},
 	"lookup":   {"[-type A|SRV|PTR|CNAME] NAME  ask the resolver", lookup},

@@ -7,10 +7,12 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/hypernetes/hypernetes/network/netns"
 )
 
-// gratuitous tells the fabric that an address is at the node's link now.
-func (m *Manager) gratuitous(link netlink.Link, a netip.Addr) error {
+// gratuitous tells those on a link that an address is at this end of it now.
+func gratuitous(ns *netns.NS, link netlink.Link, a netip.Addr) error {
 	mac := link.Attrs().HardwareAddr
 	if len(mac) != 6 {
 		return nil // not Ethernet: nobody resolves addresses there
@@ -21,7 +23,7 @@ func (m *Manager) gratuitous(link netlink.Link, a netip.Addr) error {
 	} else {
 		frame = unsolicitedNA(mac, a)
 	}
-	return m.ns.Do(func() error {
+	return ns.Do(func() error {
 		fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, 0)
 		if err != nil {
 			return err

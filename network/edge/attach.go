@@ -43,6 +43,9 @@ func (e *Edge) attach(ctx context.Context, a Attachment) error {
 		return err
 	}
 	defer nl.Close()
+	if e.spec != nil && e.spec.Uplinks != (a.Uplink != "") {
+		return invalid("uplink %q: the edge has uplinks: %v", a.Uplink, e.spec.Uplinks)
+	}
 	here, inside, err := e.ends(nl, a)
 	if err != nil {
 		return err
@@ -68,12 +71,21 @@ func (e *Edge) attach(ctx context.Context, a Attachment) error {
 	if err := setLink(e.nl, here, gatewayMAC, a.MTU); err != nil {
 		return err
 	}
-	if err := e.allow(a.Link, sourcesOf(a.MAC, a.Addresses)); err != nil {
+	if err := e.allow(a.Link, sourcesOf(a.MAC, a.Addresses), a.Uplink != ""); err != nil {
 		return err
 	}
-	// Its gateway answers neighbour solicitations, in case the Pod asks.
+	if a.Uplink != "" {
+		if err := e.wire(a.Link, a.Uplink, a.MAC, a.MTU, a.Addresses); err != nil {
+			return err
+		}
+		if err := e.ns.Do(func() error { return setSysctl("net/ipv4/neigh/"+a.Link+"/proxy_delay", "0") }); err != nil {
+			return err
+		}
+	}
+	// Its gateway answers neighbour solicitations, in case the Pod asks; one that is not here
+	// answers ARP no more than them by itself.
 	for _, g := range a.Gateways {
-		if g.Is6() && e.m.ipv6 {
+		if g.Is6() && e.m.ipv6 || g.Is4() && a.Uplink != "" {
 			if err := e.nl.NeighSet(proxy(here.Attrs().Index, g)); err != nil {
 				return fmt.Errorf("answer for gateway %s: %w", g, err)
 			}
@@ -171,18 +183,24 @@ func podRoutes(a Attachment, index int) []route {
 }
 
 // allow sets what a link may send as.
-func (e *Edge) allow(link string, ss []source) error {
-	r := ruleset{table: edgeTable, sets: edgeRules(Spec{}, transitAt(0), netip.Addr{}, overlay6.Addr()).sets[:2]}
+func (e *Edge) allow(link string, ss []source, uplinks bool) error {
+	r := ruleset{table: edgeTable, sets: attachedSets()}
+	if uplinks {
+		r.sets = carried()
+	}
 	return r.sync(e.ns, func(have map[string]elements) map[string]elements {
-		want := map[string]elements{"pods4": {}, "pods6": {}}
-		for name := range want {
-			for k := range have[name] {
-				if strings.TrimRight(k[:unix.IFNAMSIZ], "\x00") != link {
-					want[name][k] = ""
-				}
+		want := map[string]elements{}
+		for _, s := range r.sets {
+			want[s.name] = elements{}
+		}
+		all := sources(have)
+		all[link] = ss
+		for l, ss := range all {
+			addSources(want, l, ss)
+			if uplinks {
+				addPorts(want, l, ss)
 			}
 		}
-		addSources(want, link, ss)
 		return want
 	})
 }
@@ -191,6 +209,9 @@ func (e *Edge) allow(link string, ss []source) error {
 func (e *Edge) reach() error {
 	if e.spec == nil {
 		return fmt.Errorf("edge %s is not ensured: %w", e.id, errdefs.ErrUnavailable)
+	}
+	if e.spec.Uplinks {
+		return e.syncUplinkReach()
 	}
 	vx, err := linkByName(e.nl, overlayLinks+e.id)
 	if err != nil {
@@ -220,11 +241,19 @@ func (e *Edge) Up(ctx context.Context, link string) error {
 	if err := setUp(e.nl, l); err != nil {
 		return fmt.Errorf("edge %s: %w", e.id, err)
 	}
-	attached, err := e.attached()
+	uplinks, err := e.hasUplinks()
 	if err != nil {
 		return err
 	}
-	if err := e.lead(l, attached[link]); err != nil || was {
+	if uplinks {
+		err = e.reach()
+	} else {
+		var attached map[string][]source
+		if attached, err = e.attached(); err == nil {
+			err = e.lead(l, attached[link])
+		}
+	}
+	if err != nil || was {
 		return err
 	}
 	return settle(e.ns, e.nl, link)
@@ -312,6 +341,13 @@ func (e *Edge) Check(ctx context.Context, a Attachment) error {
 			}
 		}
 	}
+	if a.Uplink != "" {
+		more, err := e.checkUplink(a)
+		if err != nil {
+			return err
+		}
+		wrong = append(wrong, more...)
+	}
 	attached, err := e.attached()
 	if err != nil {
 		return err
@@ -341,9 +377,18 @@ func (e *Edge) Detach(ctx context.Context, link string) error {
 	if err != nil {
 		return err
 	}
+	uplinks, err := e.hasUplinks()
+	if err != nil {
+		return err
+	}
 	if l != nil {
 		if err := e.nl.LinkDel(l); err != nil && !missing(err) {
 			return fmt.Errorf("edge %s: remove %s: %w", e.id, link, err)
+		}
+	}
+	if uplinks {
+		if err := e.unplug(link); err != nil {
+			return err
 		}
 	}
 	attached, err := e.attached()
@@ -353,7 +398,7 @@ func (e *Edge) Detach(ctx context.Context, link string) error {
 	if len(attached[link]) == 0 {
 		return nil
 	}
-	if err := e.allow(link, nil); err != nil {
+	if err := e.allow(link, nil, uplinks); err != nil {
 		return err
 	}
 	return e.forgetFlows(attached[link])

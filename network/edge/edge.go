@@ -51,8 +51,12 @@ type Spec struct {
 	ID string
 	// Name for logs, tenant/network.
 	Name string
-	VNI  uint32
-	MTU  int
+	// VNI of the overlay; none with Uplinks.
+	VNI uint32
+	MTU int
+	// Uplinks says that somebody else carries the Network, on whose layer 2 each local Pod
+	// has a link of its own: no overlay, and Gateways are others' (see uplink.go).
+	Uplinks bool
 	// Subnets and Gateways, index by index.
 	Subnets  []netip.Prefix
 	Gateways []netip.Addr
@@ -74,9 +78,11 @@ type Spec struct {
 type Port struct {
 	Addresses []netip.Addr
 	MAC       net.HardwareAddr
-	// Node where it is plugged. On this node Link is the host end's name in the edge.
-	Node netip.Addr
-	Link string
+	// Node where it is plugged. On this node Link is the host end's name in the edge, and
+	// Uplink that of its uplink in the node's namespace.
+	Node   netip.Addr
+	Link   string
+	Uplink string
 }
 
 // External is an address that comes in from the fabric.
@@ -103,6 +109,9 @@ type Attachment struct {
 	// Default gives the Pod its default routes here; otherwise Subnets are routed.
 	Default bool
 	Subnets []netip.Prefix
+	// Uplink is the name that the Pod's uplink has in the node's namespace, where somebody
+	// else wires it. It has the same MAC. Empty if the edge's Spec is not for Uplinks.
+	Uplink string
 }
 
 // Manager makes and keeps the edges of a node. Its methods may be called concurrently;

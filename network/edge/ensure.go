@@ -3,6 +3,7 @@ package edge
 import (
 	"context"
 	"fmt"
+	"maps"
 	"net"
 	"net/netip"
 	"slices"
@@ -44,7 +45,12 @@ var inEdge = map[string]string{
 
 // ensure does the work of Ensure; e.mu is held.
 func (e *Edge) ensure(ctx context.Context, s Spec) error {
-	if err := e.ns.Do(func() error { return setSysctls(inEdge) }); err != nil {
+	values := inEdge
+	if s.Uplinks {
+		values = maps.Clone(inEdge)
+		maps.Copy(values, inUplinkEdge)
+	}
+	if err := e.ns.Do(func() error { return setSysctls(values) }); err != nil {
 		return err
 	}
 	lo, err := e.nl.LinkByName("lo")
@@ -68,7 +74,12 @@ func (e *Edge) ensure(ctx context.Context, s Spec) error {
 	if err := e.uplink(); err != nil {
 		return err
 	}
-	vx, err := e.overlay(ctx, s)
+	var vx netlink.Link
+	if s.Uplinks {
+		err = e.syncUplinks(s)
+	} else {
+		vx, err = e.overlay(ctx, s)
+	}
 	if err != nil {
 		return err
 	}
@@ -76,7 +87,7 @@ func (e *Edge) ensure(ctx context.Context, s Spec) error {
 	if e.m.ipv6 {
 		own = append(own, netip.MustParsePrefix("::1/128"))
 	}
-	for _, a := range append(slices.Clone(s.Gateways), s.Local...) {
+	for _, a := range s.local() {
 		if p := host(a); (a.Is4() || e.m.ipv6) && !slices.Contains(own, p) {
 			own = append(own, p)
 		}
@@ -86,10 +97,23 @@ func (e *Edge) ensure(ctx context.Context, s Spec) error {
 	}
 	copied := s
 	e.spec = &copied
-	if err := e.syncReach(vx); err != nil {
+	if s.Uplinks {
+		err = e.syncUplinkReach()
+	} else {
+		err = e.syncReach(vx)
+	}
+	if err != nil {
 		return err
 	}
 	return e.expose(s)
+}
+
+// local are the addresses the edge has for Pods.
+func (s Spec) local() []netip.Addr {
+	if s.Uplinks {
+		return s.Local
+	}
+	return append(slices.Clone(s.Gateways), s.Local...)
 }
 
 // source is what a link may send as.
@@ -162,13 +186,33 @@ func (e *Edge) syncTable(s Spec) error {
 	for _, name := range []string{"pods", "remote", "local", "dns", "inbound", "floating", "floated"} {
 		want[name+"4"], want[name+"6"] = elements{}, elements{}
 	}
-	for _, a := range append(slices.Clone(s.Gateways), s.Local...) {
+	for _, a := range s.local() {
 		want["local"+family(a)][key(a.AsSlice())] = ""
 	}
 	for _, a := range s.Local {
 		want["dns"+family(a)][key(a.AsSlice())] = ""
 	}
+	rules := edgeRules(s, e.transit, overlay4, overlay6)
+	if s.Uplinks {
+		for _, c := range carried() {
+			want[c.name] = elements{}
+		}
+		want["nodes4"], want["nodes6"] = elements{}, elements{}
+		e.m.node.Lock()
+		nodes, reserved := slices.Clone(e.m.host.Nodes), slices.Clone(e.m.host.Reserved)
+		e.m.node.Unlock()
+		for _, a := range append(nodes, e.m.cfg.Node) {
+			want["nodes"+family(a)][key(a.AsSlice())] = ""
+		}
+		for _, a := range s.Gateways {
+			want["remote"+family(a)][key(a.AsSlice())] = ""
+		}
+		rules = uplinkRules(s, e.transit, reserved)
+	}
 	for _, n := range e.peers(s) {
+		if s.Uplinks {
+			break
+		}
 		a, b := Overlay(n)
 		if a.IsValid() {
 			want["remote4"][key(a.AsSlice())] = ""
@@ -201,13 +245,16 @@ func (e *Edge) syncTable(s Spec) error {
 	for _, a := range s.Exported {
 		want["inbound"+family(a)][key(a.AsSlice())] = ""
 	}
-	return edgeRules(s, e.transit, overlay4, overlay6).sync(e.ns, func(have map[string]elements) map[string]elements {
+	return rules.sync(e.ns, func(have map[string]elements) map[string]elements {
 		attached := sources(have)
 		for _, link := range links {
+			ss := attached[link]
 			if p, ok := known[link]; ok {
-				addSources(want, link, sourcesOf(p.MAC, p.Addresses))
-			} else {
-				addSources(want, link, attached[link])
+				ss = sourcesOf(p.MAC, p.Addresses)
+			}
+			addSources(want, link, ss)
+			if s.Uplinks {
+				addPorts(want, link, ss)
 			}
 		}
 		return want
@@ -221,7 +268,7 @@ func (e *Edge) attached() (map[string][]source, error) {
 		return nil, err
 	}
 	defer func() { _ = c.CloseLasting() }()
-	r := ruleset{table: edgeTable, sets: edgeRules(Spec{}, transitAt(0), netip.Addr{}, overlay6.Addr()).sets[:2]}
+	r := ruleset{table: edgeTable, sets: attachedSets()}
 	have, err := r.read(e.ns, c)
 	if err != nil {
 		return nil, fmt.Errorf("table %s: %w", edgeTable, err)

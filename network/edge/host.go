@@ -29,6 +29,8 @@ var overlayPorts = []uint16{4789, 6081, 8472, 8473}
 //	inbound4, inbound6    link of an edge . destination that may come in there from outside
 //	external4, external6  destinations of all inbound
 //	exported4, exported6  link of an edge . ClusterIP that the node itself may dial there
+//	uplinks               link of an edge . the node's end of an uplink of it
+//	wires                 all of those ends
 func hostRules(h Host, vxlan uint16) ruleset {
 	r := ruleset{table: hostTable, sets: []set{
 		{name: "nodes4", key: []nftables.SetDatatype{t4}},
@@ -41,12 +43,19 @@ func hostRules(h Host, vxlan uint16) ruleset {
 		{name: "external6", key: []nftables.SetDatatype{t6}},
 		{name: "exported4", key: []nftables.SetDatatype{tIf, t4}},
 		{name: "exported6", key: []nftables.SetDatatype{tIf, t6}},
+		{name: "uplinks", key: []nftables.SetDatatype{tIf, tIf}},
+		{name: "wires", key: []nftables.SetDatatype{tIf}},
 	}}
 	ports := slices.Clone(overlayPorts)
 	if !slices.Contains(ports, vxlan) {
 		ports = append(ports, vxlan)
 	}
 	edges := iif(nodeLinks + "*")
+
+	// What comes in by an uplink is for who wires it, and is the node's only if nobody has.
+	wires := chain{name: "wires", kind: nftables.ChainTypeFilter, hook: nftables.ChainHookPrerouting, priority: -450, rules: [][]expr.Any{
+		rule(inSet("wires", inLink), drop()),
+	}}
 
 	// kube-proxy drops new connections to ClusterIPs it does not know, and tenants' are not
 	// for it. What the node exchanges with them is therefore no connection here; that of
@@ -141,7 +150,7 @@ func hostRules(h Host, vxlan uint16) ruleset {
 		rule(oif(nodeLinks+"*"), v4(), inSet("nodes4", source4), []expr.Any{&expr.Masq{}}),
 		rule(oif(nodeLinks+"*"), v6(), inSet("nodes6", source6), []expr.Any{&expr.Masq{}}),
 	}}
-	r.chains = []chain{dial, dialled, out, api, input, forward, snat}
+	r.chains = []chain{wires, dial, dialled, out, api, input, forward, snat}
 	return r
 }
 
@@ -171,7 +180,7 @@ func (m *Manager) SetHost(ctx context.Context, h Host) error {
 	h.Nodes = slices.Compact(h.Nodes)
 
 	m.node.Lock()
-	changed := !slices.Equal(m.host.Nodes, h.Nodes)
+	changed := !slices.Equal(m.host.Nodes, h.Nodes) || !slices.Equal(m.host.Reserved, h.Reserved)
 	m.host, m.known = h, true
 	err := m.prepareNode()
 	if err == nil {
@@ -241,6 +250,7 @@ func (m *Manager) fabric() (netlink.Link, error) {
 // doors are an edge's elements of the node's table.
 type doors struct {
 	sources, inbound, exported []netip.Addr
+	uplinks                    []string
 }
 
 // syncHost brings the node's table up to date, with these elements for the edge id, none
@@ -267,11 +277,11 @@ func (m *Manager) syncHost(id string, d *doors) error {
 		rules.chains = nil // a former process' rules stand until we know better
 	}
 	return rules.sync(m.ns, func(have map[string]elements) map[string]elements {
-		want := map[string]elements{"external4": {}, "external6": {}}
+		want := map[string]elements{"external4": {}, "external6": {}, "wires": {}}
 		if m.known {
 			want["nodes4"], want["nodes6"] = nodes["nodes4"], nodes["nodes6"]
 		}
-		for _, name := range []string{"sources4", "sources6", "inbound4", "inbound6", "exported4", "exported6"} {
+		for _, name := range []string{"sources4", "sources6", "inbound4", "inbound6", "exported4", "exported6", "uplinks"} {
 			e := elements{}
 			for k := range have[name] {
 				if live[strings.TrimRight(k[:unix.IFNAMSIZ], "\x00")] {
@@ -291,6 +301,12 @@ func (m *Manager) syncHost(id string, d *doors) error {
 			for _, a := range d.exported {
 				want["exported"+family(a)][key(link, a.AsSlice())] = ""
 			}
+			for _, name := range d.uplinks {
+				want["uplinks"][key(link, ifname(name))] = ""
+			}
+		}
+		for k := range want["uplinks"] {
+			want["wires"][k[unix.IFNAMSIZ:]] = ""
 		}
 		for _, f := range []string{"4", "6"} {
 			for k := range want["inbound"+f] {
@@ -504,6 +520,9 @@ func (e *Edge) expose(s Spec) error {
 			}
 		}
 	}
+	if d.uplinks, err = e.outers(); err != nil {
+		return err
+	}
 	before, err := m.inbound(e.id)
 	if err != nil {
 		return err
@@ -598,7 +617,7 @@ func (m *Manager) announce(before []netip.Addr, want map[netip.Addr]bool) error 
 			return fmt.Errorf("answer for %s: %w", a, err)
 		}
 		// Others may still know where it was.
-		if err := m.gratuitous(fabric, a); err != nil {
+		if err := gratuitous(m.ns, fabric, a); err != nil {
 			errs = append(errs, fmt.Errorf("announce %s: %w", a, err))
 		}
 	}

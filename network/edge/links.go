@@ -1,6 +1,7 @@
 package edge
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"net"
@@ -130,17 +131,20 @@ func syncAddresses(h *netlink.Handle, l netlink.Link, want []netip.Prefix) error
 	return nil
 }
 
-// route is one of the main table.
+// route is one of a table, the main one if 0.
 type route struct {
-	dst  netip.Prefix
-	gw   netip.Addr // on the link, whatever the routes say
-	link int
+	table int
+	dst   netip.Prefix
+	gw    netip.Addr // on the link, whatever the routes say
+	link  int
+	// src is what the namespace's own packets come from.
+	src netip.Addr
 	// unreachable has neither.
 	unreachable bool
 }
 
 func (r route) netlink() *netlink.Route {
-	out := &netlink.Route{Dst: ipNet(r.dst), Protocol: protocol, Table: unix.RT_TABLE_MAIN, Family: netlink.FAMILY_V4}
+	out := &netlink.Route{Dst: ipNet(r.dst), Protocol: protocol, Table: cmp.Or(r.table, unix.RT_TABLE_MAIN), Family: netlink.FAMILY_V4}
 	if r.dst.Addr().Is6() {
 		out.Family = netlink.FAMILY_V6
 	}
@@ -149,6 +153,9 @@ func (r route) netlink() *netlink.Route {
 		return out
 	}
 	out.Type, out.LinkIndex = unix.RTN_UNICAST, r.link
+	if r.src.IsValid() {
+		out.Src = r.src.AsSlice()
+	}
 	if r.gw.IsValid() {
 		out.Gw, out.Flags = r.gw.AsSlice(), unix.RTNH_F_ONLINK
 	} else if r.dst.Addr().Is4() {
@@ -160,6 +167,9 @@ func (r route) netlink() *netlink.Route {
 // plain is what the kernel told of a route; ok is false for what we never make.
 func plain(r netlink.Route) (out route, ok bool) {
 	out.dst = prefix(r.Dst)
+	if r.Table != unix.RT_TABLE_MAIN {
+		out.table = r.Table
+	}
 	if r.Dst == nil {
 		zero := netip.IPv4Unspecified()
 		if r.Family == netlink.FAMILY_V6 {
@@ -175,29 +185,41 @@ func plain(r netlink.Route) (out route, ok bool) {
 	if len(r.Gw) != 0 {
 		out.gw = addr(r.Gw)
 	}
+	if len(r.Src) != 0 {
+		out.src = addr(r.Src)
+	}
 	return out, r.Type == unix.RTN_UNICAST && len(r.MultiPath) == 0 && r.Via == nil && r.Encap == nil && r.Tos == 0
 }
 
-// syncRoutes makes the main table hold these routes: on one link, ours alone, if link is
-// not 0, else everywhere and all but the kernel's.
+// syncRoutes makes the namespace have these routes: on one link, ours alone and of the main
+// table, if link is not 0, else everywhere and all but the kernel's.
 func syncRoutes(h *netlink.Handle, link int, want []route) error {
-	todo := make(map[netip.Prefix]route, len(want))
+	type at struct {
+		table int
+		dst   netip.Prefix
+	}
+	todo := make(map[at]route, len(want))
 	for _, r := range want {
 		r.dst = r.dst.Masked()
-		todo[r.dst] = r
+		todo[at{r.table, r.dst}] = r
 	}
-	have, err := h.RouteListFiltered(netlink.FAMILY_ALL, &netlink.Route{Table: unix.RT_TABLE_MAIN}, netlink.RT_FILTER_TABLE)
+	filter := netlink.Route{Table: unix.RT_TABLE_MAIN}
+	if link == 0 {
+		filter.Table = unix.RT_TABLE_UNSPEC
+	}
+	have, err := h.RouteListFiltered(netlink.FAMILY_ALL, &filter, netlink.RT_FILTER_TABLE)
 	if err != nil {
 		return fmt.Errorf("routes: %w", err)
 	}
 	for i := range have {
 		r := have[i]
-		if link != 0 && (r.LinkIndex != link || r.Protocol != protocol) || link == 0 && r.Protocol == unix.RTPROT_KERNEL {
+		if link != 0 && (r.LinkIndex != link || r.Protocol != protocol) || link == 0 && (r.Protocol == unix.RTPROT_KERNEL || r.Table == unix.RT_TABLE_LOCAL) {
 			continue
 		}
 		p, ok := plain(r)
-		if w, wanted := todo[p.dst]; ok && wanted && w == p && r.Protocol == protocol {
-			delete(todo, p.dst)
+		k := at{p.table, p.dst}
+		if w, wanted := todo[k]; ok && wanted && w == p && r.Protocol == protocol {
+			delete(todo, k)
 			continue
 		}
 		if err := h.RouteDel(&r); err != nil && !missing(err) {
@@ -206,15 +228,77 @@ func syncRoutes(h *netlink.Handle, link int, want []route) error {
 	}
 	for _, r := range want {
 		r.dst = r.dst.Masked()
-		if todo[r.dst] != r {
+		k := at{r.table, r.dst}
+		if todo[k] != r {
 			continue
 		}
 		if err := h.RouteReplace(r.netlink()); err != nil {
 			return fmt.Errorf("route to %s: %w", r.dst, err)
 		}
-		delete(todo, r.dst)
+		delete(todo, k)
 	}
 	return nil
+}
+
+// lookup is a rule of routing: what comes in by a link, or goes to an address, or
+// everything, is looked up in a table.
+type lookup struct {
+	pref  int
+	iif   string
+	to    netip.Prefix
+	table int
+}
+
+// syncRules makes a family's rules these and the kernel's last one.
+func syncRules(h *netlink.Handle, family int, want []lookup) error {
+	const last = 32767 // an empty table's
+	have, err := h.RuleList(family)
+	if err != nil {
+		return fmt.Errorf("rules of routing: %w", err)
+	}
+	todo := make(map[lookup]bool, len(want))
+	for _, w := range want {
+		todo[w] = true
+	}
+	var extra []netlink.Rule
+	for _, r := range have {
+		l := lookup{pref: max(r.Priority, 0), iif: r.IifName, to: prefix(r.Dst), table: r.Table}
+		switch {
+		case plainRule(r) && todo[l]:
+			delete(todo, l)
+		case l.pref != last:
+			extra = append(extra, r)
+		}
+	}
+	// Never without the table of local addresses: first what is new.
+	for _, w := range want {
+		if !todo[w] {
+			continue
+		}
+		delete(todo, w)
+		r := netlink.NewRule()
+		r.Family, r.Priority, r.IifName, r.Table = family, w.pref, w.iif, w.table
+		if w.to.IsValid() {
+			r.Dst = ipNet(w.to)
+		}
+		if err := h.RuleAdd(r); err != nil && !errors.Is(err, unix.EEXIST) {
+			return fmt.Errorf("rule of routing %d: %w", w.pref, err)
+		}
+	}
+	for i := range extra {
+		r := extra[i]
+		r.Family, r.Priority = family, max(r.Priority, 0)
+		if err := h.RuleDel(&r); err != nil && !missing(err) {
+			return fmt.Errorf("remove rule of routing %d: %w", r.Priority, err)
+		}
+	}
+	return nil
+}
+
+// plainRule tells that a rule has nothing that a lookup has not.
+func plainRule(r netlink.Rule) bool {
+	return r.Src == nil && r.OifName == "" && r.Mark == 0 && !r.Invert && r.Goto <= 0 && r.SuppressPrefixlen <= 0 && r.SuppressIfgroup <= 0 &&
+		r.IPProto == 0 && r.Dport == nil && r.Sport == nil && r.Tos == 0 && r.TunID == 0 && r.UIDRange == nil
 }
 
 // neighbour is a permanent one.

@@ -125,7 +125,10 @@ func (s Spec) validate() error {
 	if err := validID(s.ID); err != nil {
 		return fmt.Errorf("edge %s: %w", s.Name, err)
 	}
-	if s.VNI == 0 || s.VNI >= 1<<24 {
+	if s.Uplinks && s.Routed {
+		return invalid("edge %s: a network that others carry cannot be routed by nodes", s.Name)
+	}
+	if !s.Uplinks && (s.VNI == 0 || s.VNI >= 1<<24) {
 		return invalid("edge %s: vni %d is not between 1 and 16777215", s.Name, s.VNI)
 	}
 	if s.MTU < 1280 || s.MTU > 65535 {
@@ -146,6 +149,11 @@ func (s Spec) validate() error {
 		if p.Link != "" {
 			if err := validLink(p.Link); err != nil {
 				return fmt.Errorf("edge %s: %w", s.Name, err)
+			}
+			if s.Uplinks {
+				if err := validUplink(p.Uplink); err != nil {
+					return fmt.Errorf("edge %s: port %v: %w", s.Name, p.Addresses, err)
+				}
 			}
 		}
 		for _, a := range p.Addresses {
@@ -173,9 +181,23 @@ func validLink(name string) error {
 	return nil
 }
 
+// validUplink tells whether a link of the node's may be called that.
+func validUplink(name string) error {
+	if name == "" || len(name) > 15 || name == "." || name == ".." || name == "lo" || strings.ContainsAny(name, "/: \t\n%*") ||
+		strings.HasPrefix(name, nodeLinks) || strings.HasPrefix(name, overlayLinks) {
+		return invalid("uplink %q is no name a link of the node's can have", name)
+	}
+	return nil
+}
+
 func (a Attachment) validate() error {
 	if err := validLink(a.Link); err != nil {
 		return err
+	}
+	if a.Uplink != "" {
+		if err := validUplink(a.Uplink); err != nil {
+			return fmt.Errorf("attachment %s: %w", a.Link, err)
+		}
 	}
 	if a.Interface == "" || len(a.Interface) > 15 || a.Interface == "." || a.Interface == ".." || strings.ContainsAny(a.Interface, "/: \t\n%") {
 		return invalid("attachment %s: interface %q is no link name", a.Link, a.Interface)

@@ -41,6 +41,14 @@ const (
 	icmpEcho, icmp6Echo                               = 8, 128
 )
 
+// attachedSets are those that Attach and Detach write.
+func attachedSets() []set {
+	return []set{
+		{name: "pods4", key: []nftables.SetDatatype{tIf, tEther, t4}},
+		{name: "pods6", key: []nftables.SetDatatype{tIf, tEther, t6}},
+	}
+}
+
 // edgeRules is the table of an edge. Nothing passes that no rule lets pass. Sets:
 //
 //	pods4, pods6      link . MAC . source a Pod may use
@@ -54,9 +62,7 @@ func edgeRules(s Spec, t transit, overlay4, overlay6 netip.Addr) ruleset {
 	if s.Flows > 0 {
 		limit = uint32(s.Flows)
 	}
-	r := ruleset{table: edgeTable, sets: []set{
-		{name: "pods4", key: []nftables.SetDatatype{tIf, tEther, t4}},
-		{name: "pods6", key: []nftables.SetDatatype{tIf, tEther, t6}},
+	r := ruleset{table: edgeTable, sets: append(attachedSets(), []set{
 		{name: "remote4", key: []nftables.SetDatatype{t4}},
 		{name: "remote6", key: []nftables.SetDatatype{t6}},
 		{name: "local4", key: []nftables.SetDatatype{t4}},
@@ -70,7 +76,7 @@ func edgeRules(s Spec, t transit, overlay4, overlay6 netip.Addr) ruleset {
 		{name: "floated4", key: []nftables.SetDatatype{t4}, data: &t4},
 		{name: "floated6", key: []nftables.SetDatatype{t6}, data: &t6},
 		{name: "flows", key: []nftables.SetDatatype{tIf}, dynamic: true, size: maxLinks},
-	}}
+	}...)}
 
 	// Before defragmentation: every fragment shows its own source.
 	spoof := chain{name: "spoof", kind: nftables.ChainTypeFilter, hook: nftables.ChainHookPrerouting, priority: -450, rules: [][]expr.Any{
@@ -193,7 +199,9 @@ func edgeRules(s Spec, t transit, overlay4, overlay6 netip.Addr) ruleset {
 	if overlay4.IsValid() {
 		snat.rules = append(snat.rules, rule(iif(uplinkName), oif(overlayLinks+"*"), v4(), nat(expr.NATTypeSourceNAT, netip.AddrPortFrom(overlay4, 0))))
 	}
-	snat.rules = append(snat.rules, rule(iif(uplinkName), oif(overlayLinks+"*"), v6(), nat(expr.NATTypeSourceNAT, netip.AddrPortFrom(overlay6, 0))))
+	if overlay6.IsValid() {
+		snat.rules = append(snat.rules, rule(iif(uplinkName), oif(overlayLinks+"*"), v6(), nat(expr.NATTypeSourceNAT, netip.AddrPortFrom(overlay6, 0))))
+	}
 
 	r.chains = []chain{spoof, pods, doors, dnat, input, mss, forward, snat}
 	return r

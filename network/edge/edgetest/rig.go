@@ -17,6 +17,7 @@ package edgetest
 import (
 	"bufio"
 	"context"
+	"crypto/sha256"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -78,6 +79,8 @@ type Network struct {
 	External map[*Node][]edge.External
 	Edges    map[*Node]*edge.Edge
 	Pods     []*Pod
+	// Carrier is who carries it, if not the nodes.
+	Carrier *Carrier
 }
 
 // Pod is a Pod: a namespace with an eth0.
@@ -226,7 +229,12 @@ func nodad(a netip.Addr) int {
 // same for all unless change says otherwise.
 func (r *Rig) Network(name string, vni uint32, change ...func(*edge.Spec)) *Network {
 	r.t.Helper()
-	n := &Network{rig: r, Name: name, Edges: map[*Node]*edge.Edge{}, External: map[*Node][]edge.External{}}
+	return r.network(name, vni, nil, change...)
+}
+
+func (r *Rig) network(name string, vni uint32, c *Carrier, change ...func(*edge.Spec)) *Network {
+	r.t.Helper()
+	n := &Network{rig: r, Name: name, Carrier: c, Edges: map[*Node]*edge.Edge{}, External: map[*Node][]edge.External{}}
 	n.Spec = edge.Spec{
 		ID: fmt.Sprintf("%08x", vni), Name: "test/" + name, VNI: vni, MTU: MTU,
 		Subnets:  []netip.Prefix{netip.MustParsePrefix("192.168.0.0/24"), netip.MustParsePrefix("fd00:1::/64")},
@@ -248,7 +256,7 @@ func (n *Network) SpecFor(node *Node) edge.Spec {
 	for _, p := range n.Pods {
 		port := edge.Port{Addresses: p.Addresses, MAC: p.Attachment.MAC, Node: p.Node.Address}
 		if p.Node == node {
-			port.Link = p.Attachment.Link
+			port.Link, port.Uplink = p.Attachment.Link, p.Attachment.Uplink
 		}
 		s.Ports = append(s.Ports, port)
 	}
@@ -273,6 +281,9 @@ func (n *Network) Pod(node *Node, name string, addresses ...string) *Pod {
 	must(n.rig.t, n.Edges[node].Attach(context.Background(), p.Attachment))
 	n.Pods = append(n.Pods, p)
 	n.Ensure()
+	if n.Carrier != nil {
+		n.Carrier.Wire(p)
+	}
 	must(n.rig.t, n.Edges[node].Up(context.Background(), p.Attachment.Link))
 	return p
 }
@@ -294,6 +305,11 @@ func (n *Network) NewPod(node *Node, name string, addresses ...string) *Pod {
 	b := p.Addresses[0].As16()
 	a.MAC = append(net.HardwareAddr{0x0a, 0x58}, b[12:]...)
 	a.Addresses = p.Addresses
+	if n.Carrier != nil {
+		sum := sha256.Sum256([]byte(n.Name + "/" + name))
+		a.MAC = append(net.HardwareAddr{0xfa, 0x16, 0x3e}, sum[:3]...)
+		a.Uplink = fmt.Sprintf("tap%x-%x", sum[:4], sum[4:5])
+	}
 	p.Attachment = a
 	return p
 }

@@ -157,7 +157,12 @@ func (r route) netlink() *netlink.Route {
 		out.Src = r.src.AsSlice()
 	}
 	if r.gw.IsValid() {
-		out.Gw, out.Flags = r.gw.AsSlice(), unix.RTNH_F_ONLINK
+		out.Gw = r.gw.AsSlice()
+		// IPv6 asks the main table for a gateway that is said to be on the link; that of
+		// another is found there by its own routes.
+		if r.table == 0 || r.gw.Is4() {
+			out.Flags = unix.RTNH_F_ONLINK
+		}
 	} else if r.dst.Addr().Is4() {
 		out.Scope = netlink.SCOPE_LINK
 	}

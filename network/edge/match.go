@@ -186,10 +186,10 @@ func nat(kind expr.NATType, a netip.AddrPort) []expr.Any {
 	return append(out, n)
 }
 
-// natByMap translates to what the map has for an address.
+// natByMap translates to what the map has for a value; its name ends in its family.
 func natByMap(kind expr.NATType, name string, l load) []expr.Any {
 	family := uint32(unix.NFPROTO_IPV4)
-	if l.size == 16 {
+	if strings.HasSuffix(name, "6") {
 		family = unix.NFPROTO_IPV6
 	}
 	return []expr.Any{

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"time"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/binaryutil"
@@ -33,6 +34,8 @@ type set struct {
 	// dynamic sets are filled by rules.
 	dynamic bool
 	size    uint32
+	// timeout, if any, is how long an element stays.
+	timeout time.Duration
 }
 
 type chain struct {
@@ -98,7 +101,7 @@ func (r ruleset) setRef(t *nftables.Table, i int) *nftables.Set {
 	if len(s.key) > 1 {
 		key = nftables.MustConcatSetType(s.key...)
 	}
-	out := &nftables.Set{Table: t, ID: uint32(i + 1), Name: s.name, KeyType: key, Concatenation: len(s.key) > 1, Dynamic: s.dynamic, Size: s.size}
+	out := &nftables.Set{Table: t, ID: uint32(i + 1), Name: s.name, KeyType: key, Concatenation: len(s.key) > 1, Dynamic: s.dynamic, Size: s.size, HasTimeout: s.timeout != 0, Timeout: s.timeout}
 	if s.key[0].Name == nftables.TypeIFName.Name && len(s.key) == 1 {
 		out.KeyByteOrder = binaryutil.NativeEndian // for nft's listing
 	}

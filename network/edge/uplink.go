@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/google/nftables"
@@ -49,6 +50,10 @@ const (
 	// for all of the machine and which the kernel keeps for seconds though nobody answers.
 	reachRate  = 100
 	reachBurst = 200
+	// reachFor is how long such an address is known after it was reached first, reachSize how
+	// many are.
+	reachFor  = 30 * time.Second
+	reachSize = 4096
 )
 
 // uplinkOf is the uplink's end in the edge for a Pod's link.
@@ -116,13 +121,15 @@ func addPorts(want map[string]elements, link string, ss []source) {
 //
 //	remote4, remote6  addresses on the link that are known: Pods elsewhere, gateways
 //	nodes4, nodes6    the nodes, which no Pod reaches
-//	seen4, seen6      addresses on the link that were talked to lately
+//	seen4, seen6      addresses on the link that somebody began to talk to lately
 func uplinkRules(s Spec, t transit, reserved []netip.Prefix) ruleset {
 	r := edgeRules(s, t, netip.Addr{}, netip.Addr{})
 	r.sets = append(r.sets, carried()[2:]...)
 	r.sets = append(r.sets,
 		set{name: "nodes4", key: []nftables.SetDatatype{t4}},
 		set{name: "nodes6", key: []nftables.SetDatatype{t6}},
+		set{name: "seen4", key: []nftables.SetDatatype{t4}, dynamic: true, size: reachSize, timeout: reachFor},
+		set{name: "seen6", key: []nftables.SetDatatype{t6}, dynamic: true, size: reachSize, timeout: reachFor},
 	)
 	uplinks := iif(portLinks + "*")
 	neighbours := func(verdict []expr.Any, match ...expr.Any) [][]expr.Any {
@@ -199,7 +206,9 @@ func uplinkRules(s Spec, t transit, reserved []netip.Prefix) ruleset {
 		}
 		forward.rules = append(forward.rules,
 			rule(to(p), inSet("remote"+f, l), accept()),
+			rule(to(p), inSet("seen"+f, l), accept()),
 			rule(to(p), reaching(), drop()),
+			rule(to(p), keep("seen"+f, l)),
 			rule(to(p), accept()))
 	}
 	forward.rules = append(forward.rules,
@@ -241,6 +250,11 @@ const icmp6MulticastReport = 143
 // reaching matches what is over the limit.
 func reaching() []expr.Any {
 	return []expr.Any{&expr.Limit{Type: expr.LimitTypePkts, Rate: reachRate, Unit: expr.LimitTimeSecond, Burst: reachBurst, Over: true}}
+}
+
+// keep adds a value to a dynamic set.
+func keep(name string, l load) []expr.Any {
+	return append(loads([]load{l}), &expr.Dynset{SrcRegKey: reg, SetName: name, Operation: unix.NFT_DYNSET_OP_ADD})
 }
 
 func onePerFamily(all []netip.Addr) []netip.Addr {

@@ -47,7 +47,7 @@ help: ## Show this text
 	@echo "  make up      install what is needed, build, start a cluster, run the demo Pod"
 	@echo "  make test    the same from scratch, checked: linters, unit tests, end-to-end tests"
 	@echo
-	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1|/' | awk -F'|' '{ printf "  make %-10s %s\n", $$1, $$2 }'
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1|/' | awk -F'|' '{ printf "  make %-14s %s\n", $$1, $$2 }'
 
 .PHONY: up
 up: build ## Install, build, start the cluster and run the demo Pod
@@ -144,6 +144,20 @@ unit: ## Unit and integration tests of every package
 .PHONY: e2e
 e2e: ## End-to-end tests against a real cluster
 	@scripts/e2e.sh
+
+.PHONY: openstack-up
+openstack-up: ## Start the OpenStack that tests run against (settings: run test/openstack/openstack.sh)
+	@test/openstack/openstack.sh up
+
+.PHONY: openstack-down
+openstack-down: ## Stop it, keeping its data (all of it: test/openstack/openstack.sh purge)
+	@test/openstack/openstack.sh down
+
+.PHONY: openstack-test
+openstack-test: openstack-up ## The tests that need it, on it
+	@H8S_OPENSTACK=$${H8S_OPENSTACK:-/var/tmp/h8s-openstack} $(GO) test -count=1 -p 1 -timeout 30m \
+		$$($(GO) list -f '{{if or .TestGoFiles .XTestGoFiles}}{{.ImportPath}} {{join .TestImports " "}} {{join .XTestImports " "}}{{end}}' ./... | \
+			awk '/\/test\/openstack/ {print $$1}')
 
 .PHONY: bench
 bench: build test-deps ## Benchmarks; figures go to docs/performance.md

@@ -36,20 +36,30 @@
 # Routers and DHCP servers are in namespaces that only `exec` sees.
 #
 # Settings (environment):
-#   H8S_OPENSTACK     state directory                            /var/tmp/h8s-openstack
-#   H8S_OS_NODES      compute nodes that `up` makes              2
-#   H8S_OS_VOLUME     Cinder's back end: file, rbd or none       file
-#   H8S_OS_OCTAVIA    1: Octavia's API and worker, with no-op drivers
-#   H8S_OS_PASSWORD   every account's password                   h8s
+#   H8S_OPENSTACK     state directory                                  /var/tmp/h8s-openstack
+#   H8S_OS_NETNS      name of the namespace, and prefix of the others  h8s-os
+#   H8S_OS_NODES      compute nodes that `up` makes                    2
+#   H8S_OS_VOLUME     Cinder's back end: file, rbd or none             file
+#   H8S_OS_OCTAVIA    1: Octavia's API and worker, no-op drivers       0
+#   H8S_OS_PASSWORD   every account's password                         h8s
+# `up` keeps them in the state directory: whoever calls next need not repeat them. With
+# another directory and another namespace, a second OpenStack runs beside the first.
 set -euo pipefail
 umask 022
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 DIR=${H8S_OPENSTACK:-/var/tmp/h8s-openstack}
+settings=(H8S_OS_NETNS H8S_OS_NODES H8S_OS_VOLUME H8S_OS_OCTAVIA H8S_OS_PASSWORD)
+if [ -r "$DIR/settings" ]; then # as they were at the last "up", unless said otherwise
+	while IFS='=' read -r name value; do
+		[[ " ${settings[*]} " != *" $name "* || -v $name ]] || declare "$name=$value"
+	done <"$DIR/settings"
+fi
 NODES=${H8S_OS_NODES:-2}
 VOLUME=${H8S_OS_VOLUME:-file}
-OCTAVIA=${H8S_OS_OCTAVIA:-}
+OCTAVIA=${H8S_OS_OCTAVIA:-0}
 PASSWORD=${H8S_OS_PASSWORD:-h8s}
-NS=h8s-os UNDERLAY=10.250.0.1 EXTERNAL=172.24.4.1 OUTSIDE=172.24.4.250
+NS=${H8S_OS_NETNS:-h8s-os}
+UNDERLAY=10.250.0.1 EXTERNAL=172.24.4.1 OUTSIDE=172.24.4.250
 KEYSTONE=http://$UNDERLAY:5000/v3 NEUTRON=http://$UNDERLAY:9696 CINDER=http://$UNDERLAY:8776 OCTAVIA_URL=http://$UNDERLAY:9876
 CONF=$DIR/etc LOG=$DIR/log CEPH=$DIR/ceph
 if [ "${1:-}" != exec ]; then # which hands the caller's environment on
@@ -142,6 +152,7 @@ start() {
 	! running "$name" || return 0
 	p=$(pid_of "$2") || die "$2 is not up"
 	shift 2
+	date -u '+%F %T' >"$DIR/tmp/started-$name"
 	kill_group "$name" # children that outlived the last one
 	spawn "$name" nsenter -t "$p" -n -m -r -W / -- "$@"
 }
@@ -168,24 +179,24 @@ inside() {
 	# shellcheck disable=SC2016 # for the inner shell
 	nsenter -t "$p" -n -m -r -W / -- sh -c 'cd "$0" && exec "$@"' "$PWD" "$@" 9>&-
 }
-api_side() { inside hold-$NS "$@"; }
+api_side() { inside "hold-$NS" "$@"; }
 namespace() { [ -e "/run/netns/$1" ] || ip netns add "$1"; ip -n "$1" link set lo up; }
 bridge() { # bridge NAME ADDRESS, in h8s-os
-	ip -n $NS link show "$1" >/dev/null 2>&1 || ip -n $NS link add "$1" type bridge
-	ip -n $NS addr replace "$2" dev "$1"
-	ip -n $NS link set "$1" up
+	ip -n "$NS" link show "$1" >/dev/null 2>&1 || ip -n "$NS" link add "$1" type bridge
+	ip -n "$NS" addr replace "$2" dev "$1"
+	ip -n "$NS" link set "$1" up
 }
 up_namespaces() {
-	namespace $NS
+	namespace "$NS"
 	bridge underlay $UNDERLAY/24
 	bridge br-ext $EXTERNAL/24
-	holder hold-$NS /run/netns/$NS
-	namespace $NS-outside
-	ip -n $NS-outside link show eth0 >/dev/null 2>&1 ||
-		ip -n $NS link add outside type veth peer name eth0 netns $NS-outside
-	ip -n $NS link set outside master br-ext up
-	ip -n $NS-outside addr replace $OUTSIDE/24 dev eth0
-	ip -n $NS-outside link set eth0 up
+	holder "hold-$NS" "/run/netns/$NS"
+	namespace "$NS-outside"
+	ip -n "$NS-outside" link show eth0 >/dev/null 2>&1 ||
+		ip -n "$NS" link add outside type veth peer name eth0 netns "$NS-outside"
+	ip -n "$NS" link set outside master br-ext up
+	ip -n "$NS-outside" addr replace $OUTSIDE/24 dev eth0
+	ip -n "$NS-outside" link set eth0 up
 }
 
 # --- packages ------------------------------------------------------------------
@@ -193,7 +204,7 @@ install() {
 	local groups="base" packages missing=() p guard=
 	[ "$VOLUME" = none ] || groups+="|cinder"
 	[ "$VOLUME" != rbd ] || groups+="|rbd"
-	[ -z "$OCTAVIA" ] || groups+="|octavia"
+	[ "$OCTAVIA" != 1 ] || groups+="|octavia"
 	packages=$(sed -nE "s/^($groups) +//p" "$here/packages")
 	for p in $packages; do
 		[ "$(dpkg-query -Wf '${db:Status-Abbrev}' "$p" 2>/dev/null)" = "ii " ] || missing+=("$p")
@@ -320,7 +331,7 @@ write_config() {
 			enable_ipset = true
 		E
 	} >"$CONF/neutron.conf"
-	write_agent_config $NS $UNDERLAY "bridge_mappings = public:br-ext"
+	write_agent_config "$NS" $UNDERLAY "bridge_mappings = public:br-ext"
 	{
 		common_config cinder
 		cat <<-E
@@ -507,41 +518,40 @@ services() { # in the order of their start, agents of hosts apart
 	[ "$VOLUME" != rbd ] || echo ceph-mon ceph-mgr ceph-osd
 	echo keystone neutron-server "agent-$NS" dhcp-agent l3-agent
 	[ "$VOLUME" = none ] || echo cinder-api cinder-scheduler cinder-volume
-	[ -z "$OCTAVIA" ] || echo octavia-api octavia-worker
+	[ "$OCTAVIA" != 1 ] || echo octavia-api octavia-worker
 }
 launch() { # launch SERVICE: start it unless it runs
 	local name=$1 config=(--config-file "$CONF/neutron.conf")
-	date -u '+%F %T' >"$DIR/tmp/started-$name"
 	case $name in
 	mariadb) # commits reach the kernel: a killed server loses nothing
-		start "$name" hold-$NS mariadbd --no-defaults --user=root --datadir="$DIR/mysql/data" --socket="$DIR/mysql/sock" \
+		start "$name" "hold-$NS" mariadbd --no-defaults --user=root --datadir="$DIR/mysql/data" --socket="$DIR/mysql/sock" \
 			--pid-file="$DIR/mysql/pid" --skip-networking --innodb-buffer-pool-size=64M --performance-schema=OFF \
 			--innodb-flush-log-at-trx-commit=2 --innodb-log-file-size=16M --max-connections=400 ;;
 	rabbitmq)
-		start "$name" hold-$NS env HOME="$DIR/rabbitmq" RABBITMQ_NODENAME=h8s-os@localhost RABBITMQ_CONFIG_FILE="$CONF/rabbitmq.conf" \
+		start "$name" "hold-$NS" env HOME="$DIR/rabbitmq" RABBITMQ_NODENAME=h8s-os@localhost RABBITMQ_CONFIG_FILE="$CONF/rabbitmq.conf" \
 			RABBITMQ_MNESIA_BASE="$DIR/rabbitmq/db" RABBITMQ_LOG_BASE="$LOG" RABBITMQ_ENABLED_PLUGINS_FILE="$DIR/rabbitmq/plugins" \
 			RABBITMQ_PID_FILE="$DIR/rabbitmq/pid" ERL_EPMD_ADDRESS=127.0.0.1 \
 			RABBITMQ_SERVER_START_ARGS='-kernel inet_dist_use_interface {127,0,0,1}' \
 			RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS='+S 2:2 +sbwt none +sbwtdcpu none +sbwtdio none' /usr/lib/rabbitmq/bin/rabbitmq-server ;;
 	keystone) wsgi keystone 5000 /usr/bin/keystone-wsgi-public ;;
-	neutron-server) start "$name" hold-$NS neutron-server "${config[@]}" ;;
+	neutron-server) start "$name" "hold-$NS" neutron-server "${config[@]}" ;;
 	agent-*) start "$name" "hold-${name#agent-}" neutron-linuxbridge-agent "${config[@]}" --config-file "$CONF/$name.conf" ;;
-	dhcp-agent | l3-agent) start "$name" hold-$NS "neutron-$name" "${config[@]}" --config-file "$CONF/agent-$NS.conf" ;;
+	dhcp-agent | l3-agent) start "$name" "hold-$NS" "neutron-$name" "${config[@]}" --config-file "$CONF/agent-$NS.conf" ;;
 	cinder-api) wsgi cinder 8776 /usr/bin/cinder-wsgi ;;
-	cinder-scheduler) start "$name" hold-$NS cinder-scheduler --config-file "$CONF/cinder.conf" ;;
-	cinder-volume) file_share; start "$name" hold-$NS env PATH="$DIR/bin:$PATH" cinder-volume --config-file "$CONF/cinder.conf" ;;
+	cinder-scheduler) start "$name" "hold-$NS" cinder-scheduler --config-file "$CONF/cinder.conf" ;;
+	cinder-volume) file_share; start "$name" "hold-$NS" env PATH="$DIR/bin:$PATH" cinder-volume --config-file "$CONF/cinder.conf" ;;
 	octavia-api) wsgi octavia 9876 /usr/bin/octavia-wsgi ;;
-	octavia-worker) start "$name" hold-$NS octavia-worker --config-file "$CONF/octavia.conf" ;;
-	ceph-mon) start "$name" hold-$NS ceph-mon -f -c "$CEPH/ceph.conf" -i a ;;
-	ceph-mgr) start "$name" hold-$NS ceph-mgr -f -c "$CEPH/ceph.conf" -i x ;;
-	ceph-osd) start "$name" hold-$NS ceph-osd -f -c "$CEPH/ceph.conf" -i 0 --keyring "$CEPH/osd/keyring" ;;
+	octavia-worker) start "$name" "hold-$NS" octavia-worker --config-file "$CONF/octavia.conf" ;;
+	ceph-mon) start "$name" "hold-$NS" ceph-mon -f -c "$CEPH/ceph.conf" -i a ;;
+	ceph-mgr) start "$name" "hold-$NS" ceph-mgr -f -c "$CEPH/ceph.conf" -i x ;;
+	ceph-osd) start "$name" "hold-$NS" ceph-osd -f -c "$CEPH/ceph.conf" -i 0 --keyring "$CEPH/osd/keyring" ;;
 	*) die "no service called $name (openstack.sh says which there are)" ;;
 	esac
 }
 wsgi() { # wsgi SERVICE PORT SCRIPT: an API under uwsgi
 	local name=$1-api; [ "$1" != keystone ] || name=keystone
 	# uwsgi closes every connection; without the header, Go's client uses one again and gets a reset.
-	start "$name" hold-$NS env OS_KEYSTONE_CONFIG_FILES="$CONF/keystone.conf" uwsgi_python3 \
+	start "$name" "hold-$NS" env OS_KEYSTONE_CONFIG_FILES="$CONF/keystone.conf" uwsgi_python3 \
 		--http-socket "127.0.0.1:$2" --http-socket "$UNDERLAY:$2" \
 		--wsgi-file "$3" --pyargv "--config-file $CONF/$1.conf" --processes 1 --threads 8 --enable-threads \
 		--master --lazy-apps --need-app --die-on-term --buffer-size 65535 --add-header 'Connection: close' --procname-prefix "h8s-os-$name "
@@ -562,7 +572,7 @@ works() { # works SERVICE: does it do its work?
 	keystone) TOKEN=''; api GET "$KEYSTONE/users?name=admin" ;;
 	neutron-server) api GET "$NEUTRON/v2.0/networks?fields=id&limit=1" ;;
 	agent-*) reports neutron-linuxbridge-agent "${name#agent-}" ;;
-	dhcp-agent | l3-agent) reports "neutron-$name" $NS ;;
+	dhcp-agent | l3-agent) reports "neutron-$name" "$NS" ;;
 	cinder-api) api GET "$CINDER/v3/$(admin_project)/volumes?limit=1" ;;
 	cinder-scheduler | cinder-volume)
 		api GET "$CINDER/v3/$(admin_project)/os-services?binary=$name" |
@@ -599,7 +609,7 @@ agent_up() { # agent_up NAME NETNS UNDERLAY_IP
 		die "address \"$ip\": must be ${UNDERLAY%.*}.2 to ${UNDERLAY%.*}.254"
 	[[ $path == */* ]] || path=/run/netns/$path
 	[ -e "$path" ] || die "network namespace \"$2\": $path does not exist"
-	running hold-$NS || die "OpenStack is not up (openstack.sh up)"
+	running "hold-$NS" || die "OpenStack is not up (openstack.sh up)"
 	if grep -lx ".* $ip" "$DIR"/agents/* 2>/dev/null | grep -qvx "$DIR/agents/$name"; then
 		die "address $ip is another host's: $(grep -lx ".* $ip" "$DIR"/agents/*)"
 	fi
@@ -668,11 +678,13 @@ up_ceph() {
 up() {
 	local n jobs=() job s types=(network) TOKEN='' f
 	case $VOLUME in file | rbd | none) ;; *) die "H8S_OS_VOLUME=$VOLUME: must be file, rbd or none" ;; esac
+	case $OCTAVIA in 0 | 1) ;; *) die "H8S_OS_OCTAVIA=$OCTAVIA: must be 0 or 1" ;; esac
 	[[ $NODES =~ ^[0-8]$ ]] || die "H8S_OS_NODES=$NODES: must be 0 to 8"
 	mkdir -p "$DIR"/{run,log,etc,done,tmp,keystone,agents} "$CEPH/run" "$DIR"/{mysql,rabbitmq}
 	chmod 700 "$DIR"/{mysql,rabbitmq}
 	install
 	mkdir -p "$CG"
+	printf '%s=%s\n' H8S_OS_NODES "$NODES" H8S_OS_VOLUME "$VOLUME" H8S_OS_OCTAVIA "$OCTAVIA" H8S_OS_PASSWORD "$PASSWORD" H8S_OS_NETNS "$NS" >"$DIR/settings"
 	write_config
 	up_namespaces
 	once init_mariadb
@@ -682,14 +694,17 @@ up() {
 	once init_databases
 	once init_neutron & jobs+=($!)
 	[ "$VOLUME" = none ] || { once init_cinder & jobs+=($!); }
-	[ -z "$OCTAVIA" ] || { once init_octavia & jobs+=($!); }
+	[ "$OCTAVIA" != 1 ] || { once init_octavia & jobs+=($!); }
 	once init_keystone
 	launch keystone
 	wait_for 300 keystone works keystone
 	once init_accounts
 	[ "$VOLUME" = none ] || types+=(volumev3 block-storage)
-	[ -z "$OCTAVIA" ] || types+=(load-balancer)
+	[ "$OCTAVIA" != 1 ] || types+=(load-balancer)
 	seed catalogue "${types[@]}"
+	for s in $(VOLUME=rbd OCTAVIA=1 services); do # what an earlier "up" had and this one has not
+		[[ " $(services | xargs) " == *" $s "* ]] || stop "$s"
+	done
 	(umask 077; seed clouds >"$DIR/clouds.yaml")
 	for job in "${jobs[@]}"; do wait "$job" || die "a parallel step failed"; done
 	wait_for 300 rabbitmq works rabbitmq
@@ -718,7 +733,7 @@ down() {
 	stop "${order[@]}"
 	stop ceph-osd ceph-mgr
 	stop ceph-mon rabbitmq mariadb
-	stop hold-$NS
+	stop "hold-$NS"
 	for f in "$CG"/*/; do name=$(basename "$f"); [ ! -d "$f" ] || kill_group "$name"; done
 	for name in /run/netns/$NS /run/netns/$NS-outside /run/netns/"$NS"-node*; do
 		[ ! -e "$name" ] || ip netns del "${name##*/}"
@@ -729,7 +744,7 @@ down() {
 }
 purge() {
 	down
-	rm -rf "${DIR:?}"/{run,log,etc,done,tmp,bin,agents,keystone,neutron,cinder,octavia,ceph,mysql,rabbitmq,clouds.yaml,lock}
+	rm -rf "${DIR:?}"/{run,log,etc,done,tmp,bin,agents,keystone,neutron,cinder,octavia,ceph,mysql,rabbitmq,clouds.yaml,settings,lock}
 	rmdir "$DIR" 2>/dev/null || true
 }
 status() {

@@ -35,6 +35,31 @@ type Provider interface {
 	Release(ctx context.Context, n *v1alpha1.Network) error
 }
 
+// PortProvider is a Provider that has ports of its own. Errors are as Ensure's; a
+// provider.Fault among them tells its reason.
+type PortProvider interface {
+	Provider
+	// EnsurePort makes the provider's port of x, in a Network that Ensure made, with just
+	// its addresses, plugged where it says, and puts right what differs.
+	EnsurePort(ctx context.Context, n *v1alpha1.Network, x *v1alpha1.Port) (provider.PortState, error)
+	// ReleasePort removes it, if there is one.
+	ReleasePort(ctx context.Context, x *v1alpha1.Port) error
+	// Drifted names those of a Network's Ports for which EnsurePort has something to do or
+	// to tell.
+	Drifted(ctx context.Context, n *v1alpha1.Network, all []v1alpha1.Port) ([]string, error)
+}
+
+// AddressProvider is a Provider that has external addresses of its own, for Networks that
+// it carries.
+type AddressProvider interface {
+	Provider
+	// EnsureAddress gives f an address, if it has none, and leads it to target, or nowhere.
+	// f's status is what came of it the last time.
+	EnsureAddress(ctx context.Context, f *v1alpha1.FloatingIP, target *v1alpha1.Port) (provider.AddressState, error)
+	// ReleaseAddress gives it up, if there is one.
+	ReleaseAddress(ctx context.Context, f *v1alpha1.FloatingIP) error
+}
+
 // Options of the reconcilers.
 type Options struct {
 	Limits subnet.Limits
@@ -47,6 +72,10 @@ type Options struct {
 	Retry time.Duration
 	// Sweep is how often claims of objects that are gone are looked for.
 	Sweep time.Duration
+	// Resync is how often what others may change at a provider is compared.
+	Resync time.Duration
+	// Poll is how often a Port that is about to be wired is looked at.
+	Poll time.Duration
 }
 
 func (o *Options) defaults(m manager.Manager) {
@@ -58,6 +87,12 @@ func (o *Options) defaults(m manager.Manager) {
 	}
 	if o.Sweep == 0 {
 		o.Sweep = time.Minute
+	}
+	if o.Resync == 0 {
+		o.Resync = time.Minute
+	}
+	if o.Poll == 0 {
+		o.Poll = 500 * time.Millisecond
 	}
 	if o.Claims.Writer == nil {
 		o.Claims = claim.Store{Writer: m.GetClient(), Reader: m.GetAPIReader(), Cache: m.GetClient()}
@@ -76,7 +111,7 @@ func Setup(ctx context.Context, m manager.Manager, o Options) error {
 	base := base{client: m.GetClient(), live: m.GetAPIReader(), events: m.GetEventRecorder("h8s-controller"), o: o}
 	for _, setup := range []func(manager.Manager) error{
 		(&networks{base}).setup, (&ports{base: base}).setup, (&pools{base}).setup,
-		(&floatingIPs{base}).setup, (&services{base}).setup,
+		(&floatingIPs{base}).setup, (&services{base}).setup, (&providerPorts{base: base}).setup,
 	} {
 		if err := setup(m); err != nil {
 			return err
@@ -92,6 +127,17 @@ type base struct {
 	live   client.Reader
 	events events.EventRecorder
 	o      Options
+}
+
+// portProvider is the one that carries n, if it has ports of its own.
+func (b base) portProvider(n *v1alpha1.Network) (PortProvider, bool) {
+	for _, p := range b.o.Providers {
+		if p.Name() == n.Status.Provider {
+			pp, ok := p.(PortProvider)
+			return pp, ok
+		}
+	}
+	return nil, false
 }
 
 // Indexes of the cache.

@@ -3,6 +3,7 @@ package controller
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -12,6 +13,7 @@ import (
 	"k8s.io/apimachinery/pkg/api/equality"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/wait"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/builder"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -27,6 +29,7 @@ import (
 	v1alpha1 "github.com/hypernetes/hypernetes/api/hypernetes/v1alpha1"
 	"github.com/hypernetes/hypernetes/identity/binding"
 	"github.com/hypernetes/hypernetes/network/claim"
+	"github.com/hypernetes/hypernetes/network/provider"
 )
 
 // Phases of a FloatingIP.
@@ -124,6 +127,13 @@ func (r *floatingIPs) Reconcile(ctx context.Context, req reconcile.Request) (rec
 		if err := r.releaseAll(ctx, owner); err != nil {
 			return reconcile.Result{}, err
 		}
+		if err := r.releaseAtProviders(ctx, f); err != nil {
+			old := f.DeepCopy()
+			if set(&f.Status.Conditions, f.Generation, v1alpha1.ConditionBlocked, metav1.ConditionTrue, provider.Reason(err, "ProviderError"), err.Error()) {
+				r.note(f, corev1.EventTypeWarning, "DeletionBlocked", "Delete", "%v", err)
+			}
+			return reconcile.Result{RequeueAfter: max(r.o.Retry, provider.RetryAfter(err))}, r.patchStatus(ctx, f, old)
+		}
 		return reconcile.Result{}, dropFinalizer(ctx, r.client, f)
 	}
 	if controllerutil.AddFinalizer(f, v1alpha1.Finalizer) {
@@ -135,6 +145,22 @@ func (r *floatingIPs) Reconcile(ctx context.Context, req reconcile.Request) (rec
 	f.Status.ObservedGeneration = f.Generation
 	err := r.ensure(ctx, f, owner)
 	result := reconcile.Result{}
+	if f.Status.Provider != "" {
+		// Others may change what is at the provider, and nobody tells us.
+		result.RequeueAfter = wait.Jitter(r.o.Resync, 0.2)
+	}
+	if u, ok := errors.AsType[*unknown](err); ok {
+		// What it leads to is left as it was.
+		err = nil
+		result.RequeueAfter = max(r.o.Retry, provider.RetryAfter(u))
+		if set(&f.Status.Conditions, f.Generation, v1alpha1.ConditionInSync, metav1.ConditionUnknown, provider.Reason(u, "ProviderError"), u.Error()) {
+			r.note(f, corev1.EventTypeWarning, provider.Reason(u, "ProviderError"), "Reconcile", "%v", u)
+		}
+		if f.Status.Phase == "" {
+			f.Status.Phase = floatingPending
+		}
+		return result, r.patchStatus(ctx, f, old)
+	}
 	if why, ok := asRefusal(err); ok {
 		err = nil
 		if f.Status.Address == "" {
@@ -203,6 +229,15 @@ func (r *floatingIPs) ensure(ctx context.Context, f *v1alpha1.FloatingIP, owner 
 	if err != nil {
 		return err
 	}
+	if len(owned) == 0 {
+		p, err := r.addressProvider(ctx, f)
+		if err != nil {
+			return err
+		}
+		if p != nil {
+			return r.ensureAtProvider(ctx, f, p)
+		}
+	}
 	f.Status.Address, f.Status.Pool = "", ""
 	w := wish{tenant: t.Name, pool: f.Spec.Pool}
 	if f.Spec.Address != "" {
@@ -233,6 +268,12 @@ func (r *floatingIPs) ensure(ctx context.Context, f *v1alpha1.FloatingIP, owner 
 	p, err := r.target(ctx, r.client, f)
 	if err != nil {
 		return err
+	}
+	if other, err := r.carrier(ctx, p); err != nil {
+		return err
+	} else if other != nil {
+		return refuse("ProviderMismatch", "Port %s is in Network %s, whose external addresses are of provider %s, and %s is of AddressPool %s: make another FloatingIP",
+			p.Name, p.Spec.Network, other.Name(), f.Status.Address, f.Status.Pool)
 	}
 	return r.lead(ctx, f, p)
 }

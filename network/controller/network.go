@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"time"
 
 	"github.com/containerd/errdefs"
 	coordinationv1 "k8s.io/api/coordination/v1"
@@ -14,6 +15,7 @@ import (
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/util/wait"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/controller"
@@ -25,6 +27,7 @@ import (
 	v1alpha1 "github.com/hypernetes/hypernetes/api/hypernetes/v1alpha1"
 	"github.com/hypernetes/hypernetes/identity/binding"
 	"github.com/hypernetes/hypernetes/network/claim"
+	"github.com/hypernetes/hypernetes/network/provider"
 	"github.com/hypernetes/hypernetes/network/subnet"
 )
 
@@ -67,9 +70,14 @@ func one(namespace, name string) []reconcile.Request {
 // notYet is the reason of what waits for a tenant that is being made.
 const notYet = "TenantNotReady"
 
+// stillActive is the reason of what was in order when it was last seen.
+const stillActive = "StillActive"
+
 // fault is why a Network is not Active.
 type fault struct {
 	phase, reason, message string
+	// after is how long the provider wants to be left alone.
+	after time.Duration
 }
 
 // Reconcile implements reconcile.Reconciler.
@@ -90,7 +98,7 @@ func (r *networks) Reconcile(ctx context.Context, req reconcile.Request) (reconc
 	}
 	f, err := r.ensure(ctx, n)
 	if err != nil && f == nil {
-		f = &fault{v1alpha1.NetworkPending, "ProviderError", err.Error()}
+		f = &fault{phase: v1alpha1.NetworkPending, reason: provider.Reason(err, "ProviderError"), message: err.Error()}
 	}
 	if cerr := r.count(ctx, n); cerr != nil {
 		return reconcile.Result{}, cerr
@@ -103,6 +111,8 @@ func (r *networks) Reconcile(ctx context.Context, req reconcile.Request) (reconc
 			fmt.Sprintf("carried by provider %s", n.Status.Provider)) {
 			r.note(n, corev1.EventTypeNormal, "Active", "Reconcile", "Network is active (provider %s)", n.Status.Provider)
 		}
+	} else if f.reason == stillActive {
+		result.RequeueAfter = max(r.o.Retry, f.after)
 	} else {
 		// What runs on it stays as it is: subnets and VNI are left in the status.
 		n.Status.Phase = f.phase
@@ -110,7 +120,11 @@ func (r *networks) Reconcile(ctx context.Context, req reconcile.Request) (reconc
 			f.reason != notYet && !apierrors.IsConflict(err) { // what is on its way is no warning
 			r.note(n, corev1.EventTypeWarning, f.reason, "Reconcile", "%s", f.message)
 		}
-		result.RequeueAfter = r.o.Retry
+		result.RequeueAfter = max(r.o.Retry, f.after)
+	}
+	if _, ok := r.portProvider(n); ok && f == nil {
+		// Others may change what is at the provider, and nobody tells us.
+		result.RequeueAfter = wait.Jitter(r.o.Resync, 0.2)
 	}
 	if serr := r.patchStatus(ctx, n, old); serr != nil {
 		return reconcile.Result{}, serr
@@ -131,13 +145,13 @@ func (r *networks) ensure(ctx context.Context, n *v1alpha1.Network) (*fault, err
 		n.Status.Phase = v1alpha1.NetworkInitializing
 	}
 	failed := func(reason, format string, args ...any) *fault {
-		return &fault{v1alpha1.NetworkFailed, reason, fmt.Sprintf(format, args...)}
+		return &fault{phase: v1alpha1.NetworkFailed, reason: reason, message: fmt.Sprintf(format, args...)}
 	}
 	t, err := binding.Home(ctx, r.client, n.Namespace)
 	if errdefs.IsNotFound(err) {
 		return failed("NoTenant", "%v: make the Network in the namespace tenant-<tenant> of an existing tenant", err), nil
 	} else if errdefs.IsUnavailable(err) {
-		return &fault{v1alpha1.NetworkPending, notYet, err.Error()}, nil
+		return &fault{phase: v1alpha1.NetworkPending, reason: notYet, message: err.Error()}, nil
 	} else if err != nil {
 		return nil, err
 	}
@@ -160,10 +174,18 @@ func (r *networks) ensure(ctx context.Context, n *v1alpha1.Network) (*fault, err
 	}
 	st, err := p.Ensure(ctx, n, subnets)
 	switch {
-	case errdefs.IsInvalidArgument(err):
-		return failed("ProviderRefused", "%v", err), nil
-	case errdefs.IsUnavailable(err):
-		return &fault{v1alpha1.NetworkPending, "ProviderUnavailable", err.Error()}, nil
+	case errdefs.IsInvalidArgument(err), errdefs.IsResourceExhausted(err), errdefs.IsPermissionDenied(err):
+		return failed(provider.Reason(err, "ProviderRefused"), "%v", err), nil
+	case errdefs.IsUnavailable(err), errdefs.IsUnauthorized(err):
+		if set(&n.Status.Conditions, n.Generation, v1alpha1.ConditionInSync, metav1.ConditionUnknown, provider.Reason(err, "ProviderUnavailable"), err.Error()) &&
+			n.Status.Phase == v1alpha1.NetworkActive {
+			r.note(n, corev1.EventTypeWarning, provider.Reason(err, "ProviderUnavailable"), "Reconcile", "%v", err)
+		}
+		if n.Status.Phase == v1alpha1.NetworkActive && n.Status.Provider == p.Name() && n.Generation == n.Status.ObservedGeneration {
+			// What runs on it goes on: only that it is in order is not known.
+			return &fault{v1alpha1.NetworkActive, stillActive, err.Error(), provider.RetryAfter(err)}, nil
+		}
+		return &fault{v1alpha1.NetworkPending, provider.Reason(err, "ProviderUnavailable"), err.Error(), provider.RetryAfter(err)}, nil
 	case err != nil:
 		set(&n.Status.Conditions, n.Generation, v1alpha1.ConditionInSync, metav1.ConditionUnknown, "ProviderError", err.Error())
 		return nil, err
@@ -173,6 +195,7 @@ func (r *networks) ensure(ctx context.Context, n *v1alpha1.Network) (*fault, err
 	}
 	set(&n.Status.Conditions, n.Generation, v1alpha1.ConditionInSync, metav1.ConditionTrue, "InSync", "the provider has what is asked for")
 	n.Status.Provider, n.Status.ProviderNetworkID = p.Name(), st.NetworkID
+	n.Status.ProviderRouterID, n.Status.ProviderGroupID = st.RouterID, st.GroupID
 	n.Status.VNI, n.Status.MTU, n.Status.Subnets = st.VNI, st.MTU, st.Subnets
 	return nil, nil
 }
@@ -183,7 +206,7 @@ func ownerCheck(n *v1alpha1.Network, t *v1alpha1.Tenant) *fault {
 	if id == "" || id == t.Name || (t.Spec.Keystone != nil && id == t.Spec.Keystone.ProjectID) {
 		return nil
 	}
-	return &fault{v1alpha1.NetworkFailed, "WrongTenant", fmt.Sprintf(
+	return &fault{phase: v1alpha1.NetworkFailed, reason: "WrongTenant", message: fmt.Sprintf(
 		"spec.tenantID: %q is neither tenant %s, whose namespace this is, nor its Keystone project: "+
 			"apply the Network in that tenant's namespace tenant-<tenant>, or leave tenantID out", id, t.Name)}
 }
@@ -192,7 +215,7 @@ func (r *networks) provider(n *v1alpha1.Network) (Provider, *fault) {
 	// A Network stays with its provider when the default changes.
 	name := cmp.Or(n.Spec.Provider, n.Status.Provider, r.o.Providers[0].Name())
 	if was := n.Status.Provider; was != "" && was != name {
-		return nil, &fault{v1alpha1.NetworkFailed, "ProviderChanged", fmt.Sprintf(
+		return nil, &fault{phase: v1alpha1.NetworkFailed, reason: "ProviderChanged", message: fmt.Sprintf(
 			"spec.provider: the Network is carried by %s and cannot move to %q: make a new Network", was, name)}
 	}
 	for _, p := range r.o.Providers {
@@ -200,7 +223,7 @@ func (r *networks) provider(n *v1alpha1.Network) (Provider, *fault) {
 			return p, nil
 		}
 	}
-	return nil, &fault{v1alpha1.NetworkFailed, "NoProvider", fmt.Sprintf(
+	return nil, &fault{phase: v1alpha1.NetworkFailed, reason: "NoProvider", message: fmt.Sprintf(
 		"spec.provider: the cluster has no provider %q: leave it out for the default (%s)", name, r.o.Providers[0].Name())}
 }
 
@@ -218,7 +241,7 @@ func (r *networks) routed(ctx context.Context, n *v1alpha1.Network, subnets []v1
 		}
 		// The other's name and range are not told: it may be another tenant's.
 		if mine, _, ok := subnet.Overlap(subnets, o.Status.Subnets); ok {
-			return &fault{v1alpha1.NetworkFailed, "NotUnique", fmt.Sprintf(
+			return &fault{phase: v1alpha1.NetworkFailed, reason: "NotUnique", message: fmt.Sprintf(
 				"spec.hostAccess: Routed needs ranges nobody else in the cluster has, and %s is in use: choose another, or Isolated", mine)}, nil
 		}
 	}

@@ -74,6 +74,9 @@ func (r *ports) Reconcile(ctx context.Context, req reconcile.Request) (reconcile
 	if err := r.client.Get(ctx, req.NamespacedName, p); err != nil {
 		return reconcile.Result{}, client.IgnoreNotFound(err)
 	}
+	if !p.DeletionTimestamp.IsZero() {
+		return reconcile.Result{}, nil // on its way
+	}
 	why, _, err := r.orphaned(ctx, r.client, p)
 	if err != nil {
 		return reconcile.Result{}, err

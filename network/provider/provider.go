@@ -3,7 +3,13 @@
 // below; what a carrier must do is tested by providertest. It must not know any of them.
 package provider
 
-import v1alpha1 "github.com/hypernetes/hypernetes/api/hypernetes/v1alpha1"
+import (
+	"errors"
+	"fmt"
+	"time"
+
+	v1alpha1 "github.com/hypernetes/hypernetes/api/hypernetes/v1alpha1"
+)
 
 // Names of the providers.
 const (
@@ -13,8 +19,9 @@ const (
 
 // State is what a provider made of a Network.
 type State struct {
-	// NetworkID names it at the provider; empty where it has no name of its own.
-	NetworkID string
+	// NetworkID names it at the provider; empty where it has no name of its own. RouterID
+	// and GroupID are what belongs to it, of providers that have such.
+	NetworkID, RouterID, GroupID string
 	// VNI of the overlay, of providers that leave the overlay to the nodes.
 	VNI int32
 	// MTU that Pods' NICs may have.
@@ -25,4 +32,67 @@ type State struct {
 	// Repaired says what differed at the provider and was put right, for an event; empty if
 	// nothing did.
 	Repaired string
+}
+
+// PortState is what a provider made of a Port.
+type PortState struct {
+	// ID names it at the provider.
+	ID  string
+	MAC string
+	// VIFType says how it wants to be plugged; empty while it belongs to no node.
+	VIFType string
+	// Wired says that packets pass, Why what is missing if not.
+	Wired bool
+	Why   string
+	// Repaired as in State.
+	Repaired string
+}
+
+// AddressState is what a provider made of a FloatingIP.
+type AddressState struct {
+	// ID names it at the provider, Pool where the address is of.
+	ID, Pool, Address string
+	// Repaired as in State.
+	Repaired string
+}
+
+// Fault is an error with a reason in one word, for conditions and events. Its class is the
+// wrapped error's.
+type Fault struct {
+	Reason string
+	Err    error
+}
+
+var _ error = (*Fault)(nil)
+
+// Faultf makes a Fault; format should wrap a class of package errdefs.
+func Faultf(reason, format string, args ...any) error {
+	return &Fault{reason, fmt.Errorf(format, args...)}
+}
+
+// Error implements error.
+func (f *Fault) Error() string { return f.Err.Error() }
+
+// Unwrap is the error itself.
+func (f *Fault) Unwrap() error { return f.Err }
+
+// Reason is an error's, or otherwise if it has none.
+func Reason(err error, otherwise string) string {
+	var f *Fault
+	if errors.As(err, &f) {
+		return f.Reason
+	}
+	return otherwise
+}
+
+// RetryAfter is how long who answered with err wants to be left alone; 0 if it did not say.
+func RetryAfter(err error) time.Duration {
+	var e interface {
+		error
+		RetryAfter() time.Duration
+	}
+	if errors.As(err, &e) {
+		return e.RetryAfter()
+	}
+	return 0
 }

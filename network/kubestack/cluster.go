@@ -5,6 +5,8 @@ import (
 	"net/netip"
 	"reflect"
 	"slices"
+	"sync"
+	"time"
 
 	admissionv1 "k8s.io/api/admissionregistration/v1"
 	coordinationv1 "k8s.io/api/coordination/v1"
@@ -34,13 +36,22 @@ type cluster struct {
 	mutating   *source[*admissionv1.MutatingWebhookConfiguration]
 	validating *source[*admissionv1.ValidatingWebhookConfiguration]
 	apis       *source[*unstructured.Unstructured]
+
+	mu sync.Mutex
+	// unready is since when nodes say that they are not ready, of those seen ready before.
+	unready map[string]time.Time
 }
+
+// grace is how long a node that was ready and says that it is not, which is not silence,
+// keeps the addresses it announces: what its kubelet misses, a container runtime that
+// restarts, say, does not end what passes through its edges, and moving an address does.
+const grace = 2 * time.Minute
 
 // watchCluster begins. one is told of a Network something changed for, all that something
 // did which concerns any.
 func watchCluster(ctx context.Context, c client.WithWatch, one func(types.NamespacedName), all func()) *cluster {
 	g := newGroup(ctx)
-	k := &cluster{group: g}
+	k := &cluster{group: g, unready: map[string]time.Time{}}
 	k.bindings = watchAll(g, c, &v1alpha1.TenantNamespace{}, &v1alpha1.TenantNamespaceList{}, func(was, is *v1alpha1.TenantNamespace) {
 		if was != nil && is != nil && was.Spec.Network == is.Spec.Network && isBound(was) == isBound(is) && was.Status.NetworkUID == is.Status.NetworkUID {
 			return
@@ -73,6 +84,7 @@ func watchCluster(ctx context.Context, c client.WithWatch, one func(types.Namesp
 		}
 	})
 	k.nodes = watchAll(g, c, &corev1.Node{}, &corev1.NodeList{}, func(was, is *corev1.Node) {
+		k.remember(was, is)
 		// The kubelet writes its Node all the time; little of that matters here.
 		if was == nil || is == nil || !reflect.DeepEqual(readNode(was, netip.Addr{}), readNode(is, netip.Addr{})) {
 			all()
@@ -157,10 +169,44 @@ func (k *cluster) namespacesOf(network types.NamespacedName) map[string]map[stri
 // allNodes are all nodes, by name. own says of which family their addresses are.
 func (k *cluster) allNodes(own netip.Addr) map[string]node {
 	out := map[string]node{}
-	for _, n := range k.nodes.list() {
-		out[n.Name] = readNode(n, own)
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for _, o := range k.nodes.list() {
+		n := readNode(o, own)
+		n.Ready = k.ready(n)
+		out[n.Name] = n
 	}
 	return out
+}
+
+// ready tells whether a node may announce; k.mu is held.
+func (k *cluster) ready(n node) bool {
+	since, ok := k.unready[n.Name]
+	return n.Ready || ok && time.Since(since) < grace
+}
+
+// remember notes a node that was ready and says that it no longer is.
+func (k *cluster) remember(was, is *corev1.Node) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	switch {
+	case is == nil:
+		delete(k.unready, was.Name)
+	case readiness(is) != corev1.ConditionFalse:
+		delete(k.unready, is.Name)
+	case was != nil && readiness(was) == corev1.ConditionTrue:
+		k.unready[is.Name] = time.Now()
+	}
+}
+
+// readiness is what a Node says of itself; Unknown is what is said of it when it is silent.
+func readiness(n *corev1.Node) corev1.ConditionStatus {
+	for _, c := range n.Status.Conditions {
+		if c.Type == corev1.NodeReady {
+			return c.Status
+		}
+	}
+	return corev1.ConditionUnknown
 }
 
 func readNode(n *corev1.Node, own netip.Addr) node {
@@ -186,11 +232,7 @@ func readNode(n *corev1.Node, own netip.Addr) node {
 			out.PodCIDRs = append(out.PodCIDRs, p)
 		}
 	}
-	for _, c := range n.Status.Conditions {
-		if c.Type == corev1.NodeReady {
-			out.Ready = c.Status == corev1.ConditionTrue
-		}
-	}
+	out.Ready = readiness(n) == corev1.ConditionTrue
 	return out
 }
 

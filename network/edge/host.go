@@ -144,8 +144,9 @@ func hostRules(h Host, vxlan uint16) ruleset {
 	}
 
 	snat := chain{name: "egress", kind: nftables.ChainTypeNAT, hook: nftables.ChainHookPostrouting, priority: 95, rules: [][]expr.Any{
-		rule(oifNot(nodeLinks+"*"), from(transit4), []expr.Any{&expr.Masq{}}),
-		rule(oifNot(nodeLinks+"*"), from(transit6), []expr.Any{&expr.Masq{}}),
+		// Only theirs: what the node's bridges pass on may be seen here, too.
+		rule(edges, oifNot(nodeLinks+"*"), from(transit4), []expr.Any{&expr.Masq{}}),
+		rule(edges, oifNot(nodeLinks+"*"), from(transit6), []expr.Any{&expr.Masq{}}),
 		// In an edge the nodes' addresses are those of the overlay.
 		rule(oif(nodeLinks+"*"), v4(), inSet("nodes4", source4), []expr.Any{&expr.Masq{}}),
 		rule(oif(nodeLinks+"*"), v6(), inSet("nodes6", source6), []expr.Any{&expr.Masq{}}),

@@ -62,6 +62,7 @@ NS=${H8S_OS_NETNS:-h8s-os}
 UNDERLAY=10.250.0.1 EXTERNAL=172.24.4.1 OUTSIDE=172.24.4.250
 KEYSTONE=http://$UNDERLAY:5000/v3 NEUTRON=http://$UNDERLAY:9696 CINDER=http://$UNDERLAY:8776 OCTAVIA_URL=http://$UNDERLAY:9876
 CONF=$DIR/etc LOG=$DIR/log CEPH=$DIR/ceph
+caller_path=$PATH
 if [ "${1:-}" != exec ]; then # which hands the caller's environment on
 	export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin LC_ALL=C.UTF-8
 	unset PYTHONPATH PYTHONHOME PYTHONDONTWRITEBYTECODE http_proxy https_proxy HTTP_PROXY HTTPS_PROXY
@@ -136,15 +137,20 @@ kill_group() {
 		[ ! -d "$CG/$name" ] || rmdir "$CG/$name" || die "processes of $name do not end"
 	done
 }
-# stop NAME...: terminate all at once; after 15 s, and for what they forked, SIGKILL.
+# drop NAME...: end services that keep nothing of their own.
+drop() {
+	local name
+	kill_group "$@"
+	for name; do rm -f "$DIR/run/$name"; done
+}
+# stop NAME...: let services end well, for 30 s.
 stop() {
 	local name p i
 	for name; do p=$(pid_of "$name") || continue; kill "$p" 2>/dev/null || true; done
 	for name; do
-		for ((i = 0; i < 75; i++)); do running "$name" || break; sleep 0.2; done
+		for ((i = 0; i < 150; i++)); do running "$name" || break; sleep 0.2; done
 	done
-	kill_group "$@"
-	for name; do rm -f "$DIR/run/$name"; done
+	drop "$@"
 }
 # start NAME HOLDER CMD...: the daemon CMD in the holder's namespaces, unless it runs.
 start() {
@@ -223,7 +229,7 @@ install() {
 		echo "${p%%:*} ${p#*:} boolean false"
 	done | DEBIAN_FRONTEND=noninteractive debconf-set-selections
 	mkdir -p "$DIR/tmp" # dpkg unpacks there: /tmp is anybody's to clean
-	TMPDIR=$DIR/tmp "$here/../../scripts/deps.sh" "${missing[@]}"
+	PATH=$caller_path TMPDIR=$DIR/tmp "$here/../../scripts/deps.sh" "${missing[@]}"
 	[ -z "$guard" ] || { rm -f $guard; trap - EXIT; }
 	say "packages installed"
 }
@@ -631,15 +637,15 @@ in_netns() { local h=hold-$1; shift; inside "$h" "$@"; }
 agent_down() { # agent_down NAME
 	local name=$1 id table
 	[ -e "$DIR/agents/$name" ] || return 0
-	stop "agent-$name"
+	drop "agent-$name"
 	if running "hold-$name"; then
 		for link in $(in_netns "$name" ip -o link show | sed -nE 's/^[0-9]+: (brq[^:@]*|vxlan-[0-9]+|h8s-os)[:@].*/\1/p'); do
-			in_netns "$name" ip link del "$link" || true
+			in_netns "$name" ip link del "$link" 2>/dev/null || true # vxlan goes with its bridge
 		done
 		for table in iptables ip6tables; do sweep "$name" $table raw; sweep "$name" $table filter; done
 		for table in filter nat; do in_netns "$name" ebtables -t $table -L 2>/dev/null | grep -q neutron && sweep_ebtables "$name" $table; done
 		for id in $(in_netns "$name" ipset list -n 2>/dev/null | grep -E '^N?IPv[46]'); do in_netns "$name" ipset destroy "$id" || true; done
-		stop "hold-$name"
+		drop "hold-$name"
 	fi
 	rm -f "$DIR/agents/$name" "$CONF/agent-$name.conf" "$DIR/tmp/started-agent-$name"
 	rm -rf "$DIR/neutron/${name:?}"
@@ -703,7 +709,7 @@ up() {
 	[ "$OCTAVIA" != 1 ] || types+=(load-balancer)
 	seed catalogue "${types[@]}"
 	for s in $(VOLUME=rbd OCTAVIA=1 services); do # what an earlier "up" had and this one has not
-		[[ " $(services | xargs) " == *" $s "* ]] || stop "$s"
+		[[ " $(services | xargs) " == *" $s "* ]] || drop "$s"
 	done
 	(umask 077; seed clouds >"$DIR/clouds.yaml")
 	for job in "${jobs[@]}"; do wait "$job" || die "a parallel step failed"; done
@@ -730,10 +736,10 @@ down() {
 	for s in $(VOLUME=rbd OCTAVIA=1 services); do
 		case $s in mariadb | rabbitmq | ceph-*) ;; *) order=("$s" "${order[@]}") ;; esac
 	done
-	stop "${order[@]}"
+	drop "${order[@]}"
 	stop ceph-osd ceph-mgr
 	stop ceph-mon rabbitmq mariadb
-	stop "hold-$NS"
+	drop "hold-$NS"
 	for f in "$CG"/*/; do name=$(basename "$f"); [ ! -d "$f" ] || kill_group "$name"; done
 	for name in /run/netns/$NS /run/netns/$NS-outside /run/netns/"$NS"-node*; do
 		[ ! -e "$name" ] || ip netns del "${name##*/}"
@@ -790,7 +796,7 @@ agent-up)
 	agent_up "$@"
 	wait_for 300 "agent-$1" works "agent-$1" ;;
 agent-down) [ $# = 1 ] || die "agent-down NAME"; agent_down "$1" ;;
-kill) known "${1:-}"; kill_group "$1"; rm -f "$DIR/run/$1"; say "killed: $1" ;;
+kill) known "${1:-}"; drop "$1"; say "killed: $1" ;;
 start) [ $# = 1 ] || die "start SERVICE"; launch "$1"; wait_for 300 "$1" works "$1" ;;
 freeze) known "${1:-}"; echo 1 >"$CG/$1/cgroup.freeze"; say "frozen: $1" ;;
 thaw) known "${1:-}"; echo 0 >"$CG/$1/cgroup.freeze"; say "thawed: $1" ;;

@@ -8,6 +8,8 @@ import (
 	"strings"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/hypernetes/hypernetes/cluster/layout"
 	"github.com/hypernetes/hypernetes/cluster/settings"
 )
@@ -40,6 +42,31 @@ func TestMachine(t *testing.T) {
 		if r.Reason == "" || (r.Verdict != Pass && (r.Remedy == "" || !strings.HasPrefix(r.Code, "H8S_"))) {
 			t.Errorf("incomplete: %+v", r)
 		}
+	}
+}
+
+// TestInstances counts what this process opens and forgets what it closes.
+func TestInstances(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("counts root's instances: run as root")
+	}
+	proc := t.TempDir()
+	if err := os.Symlink("/proc/self", filepath.Join(proc, "1")); err != nil {
+		t.Fatal(err)
+	}
+	before := instances(proc)
+	fd, err := unix.InotifyInit1(unix.IN_CLOEXEC)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := instances(proc); n != before+1 {
+		t.Errorf("%d instances, want %d", n, before+1)
+	}
+	if err := unix.Close(fd); err != nil {
+		t.Fatal(err)
+	}
+	if n := instances(proc); n != before {
+		t.Errorf("%d instances, want %d", n, before)
 	}
 }
 

@@ -46,6 +46,7 @@ func Machine(in Input) []Check {
 		{"memory", memory},
 		{"disk", disk(in.Settings.Name)},
 		{"cgroups", cgroups},
+		{"inotify", inotify(in)},
 		{"qemu", qemuVersion},
 		{"mkfs.erofs", tool("mkfs.erofs", "erofs-utils", "turns image layers into files a virtual machine attaches")},
 		{"nft", tool("nft", "nftables", "kube-proxy and hostPorts write their rules with it")},
@@ -145,6 +146,66 @@ func freeSpace(dir string) Result {
 		return warn("H8S_DISK_LOW", reason, "10 GiB are comfortable")
 	}
 	return pass(reason)
+}
+
+// What a node's processes have together, counted; most of it is the control plane's.
+const (
+	needInotify        = 22
+	needInotifyRuntime = 6
+)
+
+// inotify checks how many instances root may still have: without one, kubelet or containerd
+// ends with "too many open files", which says nothing of the cause.
+func inotify(in Input) func(context.Context) Result {
+	need := needInotify
+	if in.Settings.RuntimeOnly {
+		need = needInotifyRuntime
+	}
+	return func(context.Context) Result {
+		const name = "fs.inotify.max_user_instances"
+		b, err := os.ReadFile("/proc/sys/fs/inotify/max_user_instances")
+		if err != nil {
+			return pass("no inotify limit to read")
+		}
+		limit, err := strconv.Atoi(strings.TrimSpace(string(b)))
+		if err != nil {
+			return warn("H8S_INOTIFY", fmt.Sprintf("%s: %q is not a number", name, b), "check /proc/sys/fs/inotify")
+		}
+		used := instances("/proc")
+		reason := fmt.Sprintf("%d of %d instances in use", used, limit)
+		remedy := fmt.Sprintf("sysctl -w %s=8192; a node takes about %d", name, need)
+		switch free := limit - used; {
+		case in.Running || free >= 2*need:
+			return pass(reason)
+		case free < need:
+			return fail("H8S_INOTIFY", reason, remedy)
+		default:
+			return warn("H8S_INOTIFY", reason, remedy)
+		}
+	}
+}
+
+// instances counts root's inotify instances: descriptors of the same instance in several
+// processes count more than once, which is rare.
+func instances(proc string) int {
+	n := 0
+	processes, _ := filepath.Glob(filepath.Join(proc, "[0-9]*"))
+	for _, p := range processes {
+		var st unix.Stat_t
+		if unix.Stat(p, &st) != nil || st.Uid != 0 {
+			continue
+		}
+		descriptors, err := os.ReadDir(filepath.Join(p, "fd"))
+		if err != nil {
+			continue // it ended
+		}
+		for _, d := range descriptors {
+			if to, err := os.Readlink(filepath.Join(p, "fd", d.Name())); err == nil && to == "anon_inode:inotify" {
+				n++
+			}
+		}
+	}
+	return n
 }
 
 func cgroups(context.Context) Result {

@@ -61,6 +61,7 @@ type Options struct {
 	HealthAddress string
 	LeaderElect   bool
 	FabricMTU     int32
+	OpenStack     OpenStack
 
 	// PortGrace, Retry and Sweep are those of package network/controller; its defaults if
 	// zero. There are no flags for them.
@@ -82,6 +83,7 @@ func Flags(args []string, stderr io.Writer) (Options, error) {
 	f.StringVar(&o.Webhook.CA, "webhook-ca", "", "file with the certificate of who signed it")
 	f.StringVar(&o.HealthAddress, "health-address", "127.0.0.1:9644", "where /healthz, /readyz and /metrics are")
 	f.BoolVar(&o.LeaderElect, "leader-elect", true, "reconcile only while no other replica does")
+	o.OpenStack.flags(f)
 	f.Int32Var(&o.FabricMTU, "fabric-mtu", 1500, "MTU of the links between nodes")
 	if err := f.Parse(args); err != nil {
 		return o, err
@@ -105,7 +107,7 @@ func Flags(args []string, stderr io.Writer) (Options, error) {
 	if _, err := o.limits(); err != nil {
 		return o, err
 	}
-	return o, nil
+	return o, o.OpenStack.check()
 }
 
 func (o Options) limits() (subnet.Limits, error) {
@@ -303,7 +305,11 @@ func New(ctx context.Context, cfg *rest.Config, o Options) (ctrl.Manager, error)
 	}); err != nil {
 		return nil, fmt.Errorf("networks: %w", err)
 	}
-	if err := tenant.Setup(m, tenant.Options{Retry: o.Retry}); err != nil {
+	projects, err := o.OpenStack.identity(m)
+	if err != nil {
+		return nil, fmt.Errorf("keystone: %w", err)
+	}
+	if err := tenant.Setup(m, tenant.Options{Retry: o.Retry, Projects: projects}); err != nil {
 		return nil, fmt.Errorf("tenants: %w", err)
 	}
 	if err := csr.Setup(m, limits.Services); err != nil {

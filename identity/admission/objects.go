@@ -282,8 +282,22 @@ func checkPool(pool *v1alpha1.AddressPool, pools []v1alpha1.AddressPool, nodes [
 
 // tenant decides on the operator's own object: what its default Network would be refused
 // for is said here, where it is written.
-func (r request) tenant(_ context.Context, now, old *v1alpha1.Tenant) error {
-	if r.Operation == admissionv1.Delete || now.Spec.DefaultNetwork == nil || len(now.Spec.DefaultNetwork.Subnets) == 0 {
+func (r request) tenant(ctx context.Context, now, old *v1alpha1.Tenant) error {
+	if r.Operation == admissionv1.Delete {
+		return nil
+	}
+	if k := now.Spec.Keystone; k != nil && (old == nil || !equality.Semantic.DeepEqual(old.Spec.Keystone, k)) {
+		var all v1alpha1.TenantList
+		if err := r.h.read.cached.List(ctx, &all); err != nil {
+			return err
+		}
+		for _, other := range all.Items {
+			if other.Name != now.Name && other.Spec.Keystone != nil && other.Spec.Keystone.ProjectID == k.ProjectID {
+				return refusef("spec.keystone.projectID: %s: tenant %s has this project: a project is one tenant's: name another, or take it from %s first", k.ProjectID, other.Name, other.Name)
+			}
+		}
+	}
+	if now.Spec.DefaultNetwork == nil || len(now.Spec.DefaultNetwork.Subnets) == 0 {
 		return nil
 	}
 	if old != nil && equality.Semantic.DeepEqual(old.Spec.DefaultNetwork, now.Spec.DefaultNetwork) {

@@ -1,6 +1,7 @@
 // Package binding owns the answer to "whose is this namespace": a core Namespace is a
 // tenant's if a TenantNamespace says so that is bound to this very Namespace, by UID, and
-// nothing on the Namespace itself counts. It must not know what follows from it.
+// nothing on the Namespace itself counts. And to "whose is this Keystone project". It must
+// not know what follows from it.
 package binding
 
 import (
@@ -24,8 +25,19 @@ const AnnotationOwner = "hypernetes.io/tenantnamespace-uid"
 // IndexName indexes TenantNamespaces by metadata.name, over all homes.
 const IndexName = "metadata.name"
 
-// Index makes IndexName; Namespace needs it of a caching reader.
+// IndexProject indexes Tenants by the Keystone project they claim.
+const IndexProject = "spec.keystone.projectID"
+
+// Index makes IndexName and IndexProject; Of and Project need them of a caching reader.
 func Index(ctx context.Context, i client.FieldIndexer) error {
+	if err := i.IndexField(ctx, &v1alpha1.Tenant{}, IndexProject, func(o client.Object) []string {
+		if k := o.(*v1alpha1.Tenant).Spec.Keystone; k != nil {
+			return []string{k.ProjectID}
+		}
+		return nil
+	}); err != nil {
+		return err
+	}
 	return i.IndexField(ctx, &v1alpha1.TenantNamespace{}, IndexName, func(o client.Object) []string {
 		return []string{o.GetName()}
 	})
@@ -81,4 +93,31 @@ func Of(ctx context.Context, r client.Reader, ns *corev1.Namespace) (b Binding, 
 		}
 	}
 	return Binding{}, false, nil
+}
+
+// Project returns the tenant that has a Keystone project, by the project's ID. Of several
+// that claim it the eldest has it: admission refuses a second claim, but two may be made at
+// once. The error is errdefs.ErrNotFound if there is none.
+func Project(ctx context.Context, r client.Reader, id string) (*v1alpha1.Tenant, error) {
+	list := &v1alpha1.TenantList{}
+	if err := r.List(ctx, list, client.MatchingFields{IndexProject: id}); err != nil {
+		return nil, err
+	}
+	var eldest *v1alpha1.Tenant
+	for i := range list.Items {
+		if t := &list.Items[i]; eldest == nil || elder(t, eldest) {
+			eldest = t
+		}
+	}
+	if eldest == nil {
+		return nil, fmt.Errorf("no tenant has Keystone project %s: %w", id, errdefs.ErrNotFound)
+	}
+	return eldest, nil
+}
+
+func elder(a, b *v1alpha1.Tenant) bool {
+	if !a.CreationTimestamp.Equal(&b.CreationTimestamp) {
+		return a.CreationTimestamp.Before(&b.CreationTimestamp)
+	}
+	return a.UID < b.UID
 }

@@ -32,6 +32,8 @@ const (
 	groupKubeProxy  = "system:node-proxier"
 	kubestackPrefix = "h8s:kubestack:"
 	groupKubestacks = "h8s:kubestacks"
+	// keystonePrefix begins the names of users who log in with Keystone.
+	keystonePrefix = "keystone:"
 )
 
 // maxSeconds is the longest life that is asked for: a year, leap or not.
@@ -114,7 +116,8 @@ func parseGroup(g string) (tenant string, role v1alpha1.Role, ok bool) {
 
 // special says whether a name means something to the API server or to us.
 func special(name string) bool {
-	return strings.HasPrefix(name, "system:") || strings.HasPrefix(name, "h8s:") || strings.HasPrefix(name, "kubeadm:")
+	return strings.HasPrefix(name, "system:") || strings.HasPrefix(name, "h8s:") || strings.HasPrefix(name, "kubeadm:") ||
+		strings.HasPrefix(name, keystonePrefix)
 }
 
 // Decide answers a request.
@@ -167,6 +170,13 @@ func clientCertificate(s certificatesv1.CertificateSigningRequestSpec, cr *x509.
 	}
 	if !isUser {
 		return deny("Subject", "spec.request: subject CN=%q O=%q: want CN=<tenant>:<user> and the one organisation h8s:tenant:<tenant>:<role>, role reader, member or manager", cn, orgs)
+	}
+	if strings.HasPrefix(s.Username, keystonePrefix) && !w.master {
+		// It would outlive the role, the token and the project.
+		return deny("KeystoneUser", "%s logs in with Keystone, and so do other users of its project: give them a role there (openstack role add), a certificate cannot be taken back", s.Username)
+	}
+	if special(cn) {
+		return deny("Subject", "spec.request: subject CN=%q: names that begin so have a meaning of their own", cn)
 	}
 	owners, exists := f.Tenant(tenant)
 	switch {

@@ -36,7 +36,7 @@ func subjectOf(cn string, orgs ...string) x509.CertificateRequest {
 
 var facts = Facts{
 	Tenant: func(name string) ([]string, bool) {
-		return map[string][]string{"blue": {"olga"}, "red": nil}[name], name == "blue" || name == "red"
+		return map[string][]string{"blue": {"olga"}, "red": nil}[name], slices.Contains([]string{"blue", "red", "keystone", "system"}, name)
 	},
 	Node: func(name string) ([]string, bool) {
 		switch name {
@@ -108,6 +108,9 @@ func TestDecide(t *testing.T) {
 		"kube-proxy with its group": {node(subjectOf("system:kube-proxy", "system:node-proxier")), Approve, "KubeProxy"},
 		"kubelet serving":           {serving(n1), Approve, "KubeletServing"},
 
+		"a Keystone user asks":   {change(manager(bob), func(s *spec) { s.Username = "keystone:5c07a3bf12524da78ca06c12f76d37e7" }), Deny, "KeystoneUser"},
+		"a Keystone user's name": {change(manager(subjectOf("keystone:5c07a3bf", "h8s:tenant:keystone:member")), func(s *spec) { s.Groups = []string{"h8s:tenant:keystone:manager"} }), Deny, "Subject"},
+		"a system tenant's user": {master(subjectOf("system:kube-scheduler", "h8s:tenant:system:member")), Deny, "Subject"},
 		"masters in O":           {manager(subjectOf("blue:bob", "system:masters")), Deny, "Subject"},
 		"masters beside":         {manager(subjectOf("blue:bob", "h8s:tenant:blue:member", "system:masters")), Deny, "Subject"},
 		"two roles":              {manager(subjectOf("blue:bob", "h8s:tenant:blue:member", "h8s:tenant:blue:manager")), Deny, "Subject"},

@@ -47,6 +47,8 @@ const conditionDefaultNetwork = "DefaultNetwork"
 type Options struct {
 	// Retry is after how long what is blocked is looked at again unasked.
 	Retry time.Duration
+	// Projects tells how Keystone's projects are; nil if there is no Keystone.
+	Projects Projects
 }
 
 // Setup registers the reconcilers. The index of package binding must be there.
@@ -157,6 +159,15 @@ func (r *tenants) Reconcile(ctx context.Context, req reconcile.Request) (reconci
 		fault, err = r.count(ctx, t)
 	}
 	result := reconcile.Result{}
+	if t.Spec.Keystone != nil {
+		result.RequeueAfter = projectEvery
+	}
+	if err == nil {
+		wrong, perr := r.project(ctx, t)
+		if err = perr; fault == nil {
+			fault = wrong
+		}
+	}
 	switch {
 	case err != nil:
 		if t.Status.Phase == "" {

@@ -17,6 +17,7 @@ import (
 // +kubebuilder:printcolumn:name="Project",type=string,JSONPath=`.spec.keystone.projectID`,priority=1
 // +kubebuilder:printcolumn:name="Age",type=date,JSONPath=`.metadata.creationTimestamp`
 // +kubebuilder:validation:XValidation:rule="self.metadata.name.size() <= 40 && self.metadata.name.matches('^[a-z0-9]([-a-z0-9]*[a-z0-9])?$')",message="metadata.name must be a DNS label of at most 40 characters: it becomes part of a namespace and of group names"
+// +kubebuilder:validation:XValidation:rule="!(self.metadata.name in ['system', 'h8s', 'kubeadm', 'keystone'])",message="metadata.name: system, h8s, kubeadm and keystone begin names of users who are no tenant's: choose another"
 type Tenant struct {
 	metav1.TypeMeta   `json:",inline"`
 	metav1.ObjectMeta `json:"metadata,omitempty"`

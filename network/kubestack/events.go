@@ -18,7 +18,7 @@ import (
 	"github.com/hypernetes/hypernetes/network/ipam"
 )
 
-// events tells of failures at the Pod they befell.
+// events tells of failures at the object they befell.
 type events struct {
 	api  client.Client
 	node string
@@ -49,19 +49,29 @@ func reason(err error) string {
 func (e *events) failed(ctx context.Context, pod client.Object, err error) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
 	defer cancel()
-	now := time.Now()
-	sum := sha256.Sum256([]byte(string(pod.GetUID()) + reason(err) + now.Truncate(time.Minute).Format(time.RFC3339)))
-	note := err.Error()
+	minute := time.Now().Truncate(time.Minute).Format(time.RFC3339)
+	e.warn(ctx, pod, corev1.ObjectReference{Kind: "Pod", APIVersion: "v1"}, "Attach", reason(err), err.Error(), minute)
+}
+
+// mistake records what cannot be meant in a policy. All nodes say the same, so that one
+// event stands for all of them.
+func (e *events) mistake(ctx context.Context, np client.Object, text string) {
+	e.warn(ctx, np, corev1.ObjectReference{Kind: "NetworkPolicy", APIVersion: "networking.k8s.io/v1"}, "Enforce", "InvalidPolicy", text, text)
+}
+
+// warn writes an event, one for each key of the object and reason.
+func (e *events) warn(ctx context.Context, about client.Object, ref corev1.ObjectReference, action, reason, note, key string) {
+	sum := sha256.Sum256([]byte(string(about.GetUID()) + reason + key))
 	if len(note) > 1024 {
 		note = note[:1021] + "..."
 	}
+	ref.Namespace, ref.Name, ref.UID = about.GetNamespace(), about.GetName(), about.GetUID()
 	event := &eventsv1.Event{
-		ObjectMeta: metav1.ObjectMeta{Namespace: pod.GetNamespace(), Name: pod.GetName() + "." + hex.EncodeToString(sum[:8])},
-		EventTime:  metav1.NewMicroTime(now), ReportingController: "hypernetes.io/kubestack", ReportingInstance: e.node,
-		Action: "Attach", Reason: reason(err), Type: corev1.EventTypeWarning, Note: note,
-		Regarding: corev1.ObjectReference{Kind: "Pod", APIVersion: "v1", Namespace: pod.GetNamespace(), Name: pod.GetName(), UID: pod.GetUID()},
+		ObjectMeta: metav1.ObjectMeta{Namespace: ref.Namespace, Name: ref.Name + "." + hex.EncodeToString(sum[:8])},
+		EventTime:  metav1.NowMicro(), ReportingController: "hypernetes.io/kubestack", ReportingInstance: e.node,
+		Action: action, Reason: reason, Type: corev1.EventTypeWarning, Note: note, Regarding: ref,
 	}
 	if err := e.api.Create(ctx, event); err != nil && !apierrors.IsAlreadyExists(err) {
-		log.G(ctx).WithError(err).WithField("pod", pod.GetNamespace()+"/"+pod.GetName()).Debug("write event")
+		log.G(ctx).WithError(err).WithField("event", ref.Kind+" "+ref.Namespace+"/"+ref.Name).Debug("write event")
 	}
 }

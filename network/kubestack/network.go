@@ -60,11 +60,15 @@ type Plane interface {
 // Services is a table of Services.
 type Services interface {
 	Sync(ctx context.Context, services []service.Service) (service.Stats, error)
+	// Close gives back the sockets; the table stays.
+	Close() error
 }
 
 // Policies is a table of policies.
 type Policies interface {
 	Sync(ctx context.Context, s policy.State) error
+	// Problems are those of the last Sync.
+	Problems() []policy.Problem
 }
 
 // Resolver answers names.
@@ -100,6 +104,8 @@ type network struct {
 	dns      map[netip.Addr]Resolver
 	// selections are what the last sync made of Services.
 	selections selections
+	// told are the problems of policies there are events of.
+	told map[policy.Problem]bool
 }
 
 // opened is what the tables and resolvers were opened with; they are opened anew when it
@@ -344,6 +350,7 @@ func (n *network) apply(ctx context.Context) error {
 	if err := n.policies.Sync(ctx, s.policies()); err != nil {
 		return fmt.Errorf("policies of %s: %w", n.key, err)
 	}
+	n.tell(ctx, s.Policies)
 	var list []service.Service
 	list, n.selections = s.services(transit, n.selections)
 	if _, err := n.services.Sync(ctx, list); err != nil {
@@ -354,6 +361,19 @@ func (n *network) apply(ctx context.Context) error {
 	}
 	n.d.count(n.key, len(spec.Ports), len(list))
 	return nil
+}
+
+// tell writes an event for each mistake in a policy, once.
+func (n *network) tell(ctx context.Context, all []*networkingv1.NetworkPolicy) {
+	now := map[policy.Problem]bool{}
+	for _, p := range n.policies.Problems() {
+		now[p] = true
+		i := slices.IndexFunc(all, func(np *networkingv1.NetworkPolicy) bool { return np.Namespace+"/"+np.Name == p.Policy })
+		if i >= 0 && !n.told[p] {
+			n.d.events.mistake(ctx, all[i], p.Message)
+		}
+	}
+	n.told = now
 }
 
 // open opens tables and resolvers, anew if the edge was made anew.
@@ -369,6 +389,11 @@ func (n *network) open(ctx context.Context, s *snapshot, spec edge.Spec) error {
 		t, err := n.d.plane.Services(ns, service.Options{Gateways: onePerFamily(spec.Gateways), Overlay: onePerFamily([]netip.Addr{v4, v6}), Inside: spec.Subnets})
 		if err != nil {
 			return fmt.Errorf("services of %s: %w", n.key, err)
+		}
+		if n.services != nil {
+			if err := n.services.Close(); err != nil {
+				log.G(ctx).WithError(err).Debug("close a former table of services")
+			}
 		}
 		n.services = t
 	}
@@ -439,6 +464,12 @@ func (n *network) leave() {
 	defer n.sync.Unlock()
 	if err := n.closeDNS(); err != nil {
 		log.G(n.d.ctx).WithError(err).Warn("close resolver")
+	}
+	if n.services == nil {
+		return
+	}
+	if err := n.services.Close(); err != nil {
+		log.G(n.d.ctx).WithError(err).Warn("close the table of services")
 	}
 }
 

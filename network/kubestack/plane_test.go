@@ -423,6 +423,20 @@ func TestPlane(t *testing.T) {
 		shut := w.pod(0, "red-web", "shut", nil)
 		edgetest.Refuse(t, r5.ns, "tcp", shut.ip+":80")
 		answers(t, r6, shut.ip+":80", "red-web/shut 10.0.0.6")
+
+		// More than can be carried: it says so, and lets nothing through.
+		over := &networkingv1.NetworkPolicy{
+			ObjectMeta: metav1.ObjectMeta{Namespace: "red-web", Name: "over"},
+			Spec:       networkingv1.NetworkPolicySpec{PodSelector: metav1.LabelSelector{MatchLabels: map[string]string{"app": "nobody"}}},
+		}
+		for i := range 4100 {
+			over.Spec.Ingress = append(over.Spec.Ingress, networkingv1.NetworkPolicyIngressRule{
+				From:  []networkingv1.NetworkPolicyPeer{{IPBlock: &networkingv1.IPBlock{CIDR: fmt.Sprintf("10.%d.%d.0/24", i/200, i%200)}}},
+				Ports: []networkingv1.NetworkPolicyPort{{Port: &intstr.IntOrString{IntVal: int32(1 + i)}}},
+			})
+		}
+		w.create(over)
+		w.event("red-web", "over", "InvalidPolicy")
 	})
 	t.Run("secondary networks", func(t *testing.T) {
 		second := &v1alpha1.Network{ObjectMeta: metav1.ObjectMeta{Namespace: red.Namespace, Name: "data"}, Spec: v1alpha1.NetworkSpec{Subnets: map[string]v1alpha1.Subnet{"d": {CIDR: "10.7.0.0/24"}}}}

@@ -76,6 +76,10 @@ func (e *Edge) ensure(ctx context.Context, s Spec) error {
 	}
 	var vx netlink.Link
 	if s.Uplinks {
+		// Clients from outside come by it, and the way back is not the main table's.
+		if err := e.ns.Do(func() error { return setSysctl("net/ipv4/conf/"+uplinkName+"/rp_filter", "0") }); err != nil {
+			return err
+		}
 		err = e.syncUplinks(s)
 	} else {
 		vx, err = e.overlay(ctx, s)

@@ -245,12 +245,13 @@ func syncRoutes(h *netlink.Handle, link int, want []route) error {
 	return nil
 }
 
-// lookup is a rule of routing: what comes in by a link, or goes to an address, or
-// everything, is looked up in a table.
+// lookup is a rule of routing: what comes in by a link, or goes to an address, or has a
+// mark, or everything, is looked up in a table.
 type lookup struct {
 	pref  int
 	iif   string
 	to    netip.Prefix
+	mark  uint32
 	table int
 }
 
@@ -267,7 +268,7 @@ func syncRules(h *netlink.Handle, family int, want []lookup) error {
 	}
 	var extra []netlink.Rule
 	for _, r := range have {
-		l := lookup{pref: max(r.Priority, 0), iif: r.IifName, to: prefix(r.Dst), table: r.Table}
+		l := lookup{pref: max(r.Priority, 0), iif: r.IifName, to: prefix(r.Dst), mark: r.Mark, table: r.Table}
 		switch {
 		case plainRule(r) && todo[l]:
 			delete(todo, l)
@@ -286,6 +287,9 @@ func syncRules(h *netlink.Handle, family int, want []lookup) error {
 		if w.to.IsValid() {
 			r.Dst = ipNet(w.to)
 		}
+		if w.mark != 0 {
+			r.Mark, r.Mask = w.mark, &w.mark
+		}
 		if err := h.RuleAdd(r); err != nil && !errors.Is(err, unix.EEXIST) {
 			return fmt.Errorf("rule of routing %d: %w", w.pref, err)
 		}
@@ -302,7 +306,7 @@ func syncRules(h *netlink.Handle, family int, want []lookup) error {
 
 // plainRule tells that a rule has nothing that a lookup has not.
 func plainRule(r netlink.Rule) bool {
-	return r.Src == nil && r.OifName == "" && r.Mark == 0 && !r.Invert && r.Goto <= 0 && r.SuppressPrefixlen <= 0 && r.SuppressIfgroup <= 0 &&
+	return r.Src == nil && r.OifName == "" && (r.Mask == nil || *r.Mask == r.Mark) && !r.Invert && r.Goto <= 0 && r.SuppressPrefixlen <= 0 && r.SuppressIfgroup <= 0 &&
 		r.IPProto == 0 && r.Dport == nil && r.Sport == nil && r.Tos == 0 && r.TunID == 0 && r.UIDRange == nil
 }
 

@@ -249,6 +249,31 @@ func flows(setName string, limit uint32) []expr.Any {
 	})
 }
 
+// marked matches what belongs to a connection that has a mark.
+func marked(mark uint32) []expr.Any { return ctBits(expr.CtKeyMARK, mark) }
+
+// markConnection gives a connection a mark and leaves it others.
+func markConnection(mark uint32) []expr.Any {
+	return []expr.Any{
+		&expr.Ct{Key: expr.CtKeyMARK, Register: reg},
+		orMark(mark),
+		&expr.Ct{Key: expr.CtKeyMARK, Register: reg, SourceRegister: true},
+	}
+}
+
+// markPacket does that to a packet.
+func markPacket(mark uint32) []expr.Any {
+	return []expr.Any{
+		&expr.Meta{Key: expr.MetaKeyMARK, Register: reg},
+		orMark(mark),
+		&expr.Meta{Key: expr.MetaKeyMARK, Register: reg, SourceRegister: true},
+	}
+}
+
+func orMark(mark uint32) expr.Any {
+	return &expr.Bitwise{SourceRegister: reg, DestRegister: reg, Len: 4, Mask: binaryutil.NativeEndian.PutUint32(^mark), Xor: binaryutil.NativeEndian.PutUint32(mark)}
+}
+
 // oneOf matches one in n at random.
 func oneOf(n uint32) []expr.Any {
 	if n < 2 {

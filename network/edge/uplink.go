@@ -32,7 +32,8 @@ import (
 // Pods first, and so goes to the Pod and never to the edge. Questions for them are answered
 // on n<x> alone, by proxy entries. Local Pods of a Network talk straight through the edge.
 // What the edge itself has to say outside leaves by one Pod's uplink, translated to that
-// Pod's address, and so does what the node dials.
+// Pod's address, and so does what came from the node for a Pod elsewhere. Answers to the
+// node, by the connection's mark, go back there.
 
 const (
 	// portLinks are the edge's ends of uplinks; the rest of the name is the Pod's link's.
@@ -42,8 +43,13 @@ const (
 	// may go.
 	podsTable = 100
 	ownTables = 1000
+	// nodeTable leads to the node: where what came from there is answered.
+	nodeTable = 101
 
-	prefPods, prefLocal, prefNode, prefOwn, prefMain = 10, 20, 30, 100, 32766
+	prefPods, prefLocal, prefNode, prefBack, prefOwn, prefMain = 10, 20, 30, 40, 100, 32766
+
+	// fromNode marks connections that came from the node; others' marks are below.
+	fromNode = 1 << 16
 
 	// reachRate is how many addresses on the link an edge's Pods may begin to talk to, each
 	// second, that are no Pods': every one costs an entry of the neighbour table, which is one
@@ -169,6 +175,11 @@ func uplinkRules(s Spec, t transit, reserved []netip.Prefix) ruleset {
 		rule(v4(), notInSet("pods4", inLink, ether, source4), drop()),
 		rule(v6(), notInSet("pods6", inLink, ether, source6), drop()))
 
+	back := chain{name: "back", kind: nftables.ChainTypeFilter, hook: nftables.ChainHookPrerouting, priority: -140, rules: [][]expr.Any{
+		rule(iif(uplinkName), state(ctNew), markConnection(fromNode)),
+		rule(iifNot(uplinkName), marked(fromNode), markPacket(fromNode)),
+	}}
+
 	input := at("input")
 	input.rules = slices.Insert(input.rules, 2, neighbours(accept(), uplinks...)...)
 
@@ -240,7 +251,7 @@ func uplinkRules(s Spec, t transit, reserved []netip.Prefix) ruleset {
 		rule(from(netip.PrefixFrom(netip.IPv6Unspecified(), 128)), l4(unix.IPPROTO_ICMPV6), icmpType(icmp6MulticastReport), accept()),
 		rule(v6(), notInSet("ports6", outLink, source6), drop()),
 	}}
-	r.chains = append(r.chains, leave)
+	r.chains = append(r.chains, back, leave)
 	return r
 }
 
@@ -540,6 +551,7 @@ func (e *Edge) syncUplinkReach() error {
 			{pref: prefPods, table: podsTable},
 			{pref: prefLocal, table: unix.RT_TABLE_LOCAL},
 			{pref: prefNode, to: node, table: unix.RT_TABLE_MAIN},
+			{pref: prefBack, mark: fromNode, table: nodeTable},
 			{pref: prefMain, table: unix.RT_TABLE_MAIN},
 		}
 	}
@@ -592,8 +604,11 @@ func (e *Edge) syncUplinkReach() error {
 			ways(0, zero, nil, netip.Addr{}, netip.Addr{})
 		}
 	}
-	add(route{dst: host(t.node4), link: up.Attrs().Index})
-	add(route{dst: host(t.node6), link: up.Attrs().Index})
+	for _, a := range []netip.Addr{t.node4, t.node6} {
+		add(route{dst: host(a), link: up.Attrs().Index})
+		add(route{table: nodeTable, dst: host(a), link: up.Attrs().Index})
+		add(route{table: nodeTable, dst: zeros[a.Is4()], gw: a, link: up.Attrs().Index})
+	}
 	near(neighbour{up.Attrs().Index, t.node4, nodeMAC})
 	near(neighbour{up.Attrs().Index, t.node6, nodeMAC})
 

@@ -106,6 +106,26 @@ func TestUplinkPlane(t *testing.T) {
 		t.Errorf("the node's question to a Pod elsewhere: %q, %v", got, err)
 	}
 
+	// Addresses of the fabric's: a Service's, with endpoints here and elsewhere, and a Pod's.
+	n.External[one] = []edge.External{
+		{Address: addrOf("100.64.0.90"), Announce: true}, {Address: addrOf("100.64.0.91"), Announce: true},
+		{Address: addrOf("100.64.0.92"), Announce: true, Target: addrOf("192.168.0.5")}, {Address: addrOf("fd00:64::92"), Announce: true, Target: addrOf("fd00:1::5")},
+	}
+	n.Ensure()
+	if _, err := tables[one].Sync(t.Context(), []service.Service{
+		{Key: "red/b", External: []netip.Addr{addrOf("100.64.0.90")}, Ports: []service.Port{{Protocol: unix.IPPROTO_TCP, Port: 80, External: []service.Endpoint{{Address: netip.MustParseAddrPort("192.168.0.6:80"), Local: true}}}}},
+		{Key: "red/c", External: []netip.Addr{addrOf("100.64.0.91")}, Ports: []service.Port{{Protocol: unix.IPPROTO_TCP, Port: 80, External: []service.Endpoint{{Address: netip.MustParseAddrPort("192.168.0.7:80")}}}}},
+	}); err != nil {
+		t.Fatal(err)
+	}
+	edgetest.Expect(t, rig.Outside, "tcp", "100.64.0.90:80", "b 100.64.0.200")
+	edgetest.Expect(t, rig.Outside, "tcp", "100.64.0.92:80", "a 100.64.0.200")
+	edgetest.Expect(t, rig.Outside, "tcp", "[fd00:64::92]:80", "a fd00:64::200")
+	if got, err := edgetest.Ask(rig.Outside, "tcp", "100.64.0.91:80"); err != nil || !strings.HasPrefix(got, "c 192.168.0.") {
+		t.Errorf("from outside to a Pod elsewhere: %q, %v", got, err)
+	}
+	edgetest.Expect(t, b.NS, "tcp", "192.168.0.200:53", "host 192.168.0.6")
+
 	for _, node := range rig.Nodes {
 		if got := n.Carrier.Refused(node); got != "0" {
 			t.Errorf("%s: the agent refused %s frames of uplinks", node.Name, got)

@@ -1,9 +1,11 @@
 package admission
 
 import (
+	"context"
 	"fmt"
 	"net/http"
 	"sync/atomic"
+	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -22,22 +24,43 @@ type inEffect struct {
 	seen   atomic.Bool
 }
 
+// patience is how long a check waits, which spares who asks ten times a second ten refusals.
+const patience = 700 * time.Millisecond
+
 // check is a healthz.Checker.
 func (e *inEffect) check(r *http.Request) error {
 	if e.seen.Load() {
 		return nil
 	}
+	ctx, cancel := context.WithTimeout(r.Context(), patience)
+	defer cancel()
+	t := time.NewTicker(patience / 7)
+	defer t.Stop()
+	for {
+		err := e.look(ctx)
+		if err == nil {
+			e.seen.Store(true)
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return err
+		case <-t.C:
+		}
+	}
+}
+
+func (e *inEffect) look(ctx context.Context) error {
 	const network = "readiness"
 	p := &v1alpha1.Port{
 		ObjectMeta: metav1.ObjectMeta{Namespace: v1alpha1.SystemNamespace, Name: v1alpha1.PortName(network, "192.0.2.1")},
 		Spec:       v1alpha1.PortSpec{Network: network, Addresses: []string{"192.0.2.1"}, Retain: true},
 	}
-	if err := e.client.Create(r.Context(), p, client.DryRunAll); err != nil {
+	if err := e.client.Create(ctx, p, client.DryRunAll); err != nil {
 		return fmt.Errorf("admission policies: %w", err)
 	}
 	if p.Labels[v1alpha1.LabelNetwork] != network {
 		return fmt.Errorf("the API server has not taken up the policy %s yet", labelling)
 	}
-	e.seen.Store(true)
 	return nil
 }

@@ -40,7 +40,7 @@ func (c *Cluster) Namespace(t testing.TB) *Namespace {
 		if t.Failed() {
 			n.dump(ctx)
 		}
-		if _, err := c.try(ctx, "delete", "namespace", n.Name, "--wait", "--timeout="+Patience.String()); err != nil {
+		if _, err := c.try(ctx, "delete", "namespace", n.Name, "--ignore-not-found", "--wait", "--timeout="+Patience.String()); err != nil {
 			t.Errorf("clean up: %v", err)
 		}
 	})

@@ -66,6 +66,8 @@ type project struct {
 	lock   chan struct{}
 	client *gophercloud.ProviderClient
 	where  gophercloud.EndpointOpts
+	// services found, which costs a question.
+	services map[string]*gophercloud.ServiceClient
 }
 
 // New reads the credential, to say at once what is wrong with it.
@@ -142,46 +144,42 @@ func (c *Cloud) credential(projectID string) (gophercloud.AuthOptions, gopherclo
 	return auth, where, t, nil
 }
 
-// provider is a client with a token for a project.
-func (c *Cloud) provider(ctx context.Context, projectID string) (*project, *gophercloud.ProviderClient, gophercloud.EndpointOpts, error) {
+// project is where a project's token is kept.
+func (c *Cloud) project(id string) *project {
 	if c.o.Profile == Full {
-		projectID = ""
+		id = ""
 	}
 	c.mu.Lock()
-	p := c.projects[projectID]
+	defer c.mu.Unlock()
+	p := c.projects[id]
 	if p == nil {
 		if len(c.projects) >= maxProjects {
 			clear(c.projects)
 		}
 		p = &project{lock: make(chan struct{}, 1)}
-		c.projects[projectID] = p
+		c.projects[id] = p
 	}
-	c.mu.Unlock()
-	select {
-	case p.lock <- struct{}{}:
-		defer func() { <-p.lock }()
-	case <-ctx.Done():
-		return nil, nil, gophercloud.EndpointOpts{}, ctx.Err()
-	}
-	if p.client != nil {
-		return p, p.client, p.where, nil
-	}
+	return p
+}
+
+// login gets a token; p's lock is held.
+func (c *Cloud) login(ctx context.Context, p *project, projectID string) error {
 	auth, where, transport, err := c.credential(projectID)
 	if err != nil {
-		return nil, nil, where, err
+		return err
 	}
 	client, err := openstack.NewClient(auth.IdentityEndpoint)
 	if err != nil {
-		return nil, nil, where, fmt.Errorf("cloud %s: %w: %w", c.o.Name, err, errdefs.ErrInvalidArgument)
+		return fmt.Errorf("cloud %s: %w: %w", c.o.Name, err, errdefs.ErrInvalidArgument)
 	}
 	client.HTTPClient = http.Client{Timeout: c.o.Timeout, Transport: bounded{transport}}
 	client.UserAgent.Prepend("hypernetes")
 	if err := openstack.Authenticate(ctx, client, auth); err != nil {
 		transport.CloseIdleConnections()
-		return nil, nil, where, fmt.Errorf("log in at Keystone: %w", Classify(err))
+		return fmt.Errorf("log in at Keystone: %w", Classify(err))
 	}
-	p.client, p.where = client, where
-	return p, client, where, nil
+	p.client, p.where, p.services = client, where, map[string]*gophercloud.ServiceClient{}
+	return nil
 }
 
 // forget makes the next request read the credential anew.
@@ -207,28 +205,46 @@ type Client struct {
 
 // Client returns one. errdefs.ErrNotFound says that the cloud has no such service.
 func (c *Cloud) Client(ctx context.Context, service, projectID string) (*Client, error) {
-	p, client, where, err := c.provider(ctx, projectID)
-	if err != nil {
-		return nil, err
+	p := c.project(projectID)
+	select {
+	case p.lock <- struct{}{}:
+		defer func() { <-p.lock }()
+	case <-ctx.Done():
+		return nil, ctx.Err()
 	}
+	if p.client == nil {
+		if err := c.login(ctx, p, projectID); err != nil {
+			return nil, err
+		}
+	}
+	s := p.services[service]
+	if s == nil {
+		var err error
+		if s, err = find(p, service); err != nil {
+			return nil, err
+		}
+		p.services[service] = s
+	}
+	return &Client{p, s}, nil
+}
+
+func find(p *project, service string) (*gophercloud.ServiceClient, error) {
 	var s *gophercloud.ServiceClient
+	var err error
 	switch service {
 	case Network:
-		s, err = openstack.NewNetworkV2(client, where)
+		s, err = openstack.NewNetworkV2(p.client, p.where)
 	case LoadBalancer:
-		s, err = openstack.NewLoadBalancerV2(client, where)
+		s, err = openstack.NewLoadBalancerV2(p.client, p.where)
 	default:
 		return nil, fmt.Errorf("service %q: %w", service, errdefs.ErrNotImplemented)
 	}
-	if err != nil {
-		var none *gophercloud.ErrEndpointNotFound
-		var none2 gophercloud.ErrEndpointNotFound
-		if errors.As(err, &none) || errors.As(err, &none2) {
-			return nil, fmt.Errorf("the catalogue of the cloud has no %s service: %w", service, errdefs.ErrNotFound)
-		}
-		return nil, Classify(err)
+	var none *gophercloud.ErrEndpointNotFound
+	var none2 gophercloud.ErrEndpointNotFound
+	if errors.As(err, &none) || errors.As(err, &none2) {
+		return nil, fmt.Errorf("the catalogue of the cloud has no %s service: %w", service, errdefs.ErrNotFound)
 	}
-	return &Client{p, s}, nil
+	return s, Classify(err)
 }
 
 // Do sends a request; path is below the service's version. Body and answer are JSON;

@@ -60,6 +60,8 @@ type Limits struct {
 	Reserved []netip.Prefix
 	// FabricMTU is what links between nodes carry; 0 leaves MTUs unbounded.
 	FabricMTU int32
+	// DefaultProvider is who carries Networks that name nobody; the built-in one if empty.
+	DefaultProvider string
 }
 
 // MaxMTU is the most a Pod's NIC may have; 0 if unbounded.
@@ -97,7 +99,7 @@ func ValidateNetwork(spec v1alpha1.NetworkSpec, o Limits) field.ErrorList {
 		errs = append(errs, field.TooMany(subnets, len(spec.Subnets), maxSubnets))
 		return errs
 	}
-	if spec.ProviderNetworkID != "" && (spec.Provider == "" || spec.Provider == "builtin") {
+	if spec.ProviderNetworkID != "" && cmp.Or(spec.Provider, o.DefaultProvider, "builtin") == "builtin" {
 		errs = append(errs, field.Invalid(path.Child("providerNetworkID"), spec.ProviderNetworkID,
 			"the built-in provider has no networks to adopt: give spec.subnets, or another spec.provider"))
 	}

@@ -41,18 +41,21 @@ func (p *Provider) ensurePort(ctx context.Context, n *v1alpha1.Network, x *v1alp
 		}
 	}
 	var repaired []string
+	tried := false // to bind it
 	for round := 0; ; round++ {
 		steps := planPort(w, h)
-		if len(steps) == 0 || h != nil && round > 0 && rebinds(steps) {
+		if len(steps) == 0 || tried && rebinds(steps) {
 			break
 		}
 		if round == rounds {
 			return provider.PortState{}, fmt.Errorf("%s port differs again after each change: somebody else changes it too: %w", steps[0].Verb, errdefs.ErrUnavailable)
 		}
 		for _, s := range steps {
-			if h, err = p.doPort(ctx, c, s, h, w); err != nil {
+			var adopted bool
+			if h, adopted, err = p.doPort(ctx, c, s, h, w); err != nil {
 				return provider.PortState{}, err
 			}
+			tried = tried || !adopted && s.Body["binding:host_id"] != nil
 			if s.Why != "" {
 				repaired = append(repaired, s.Why)
 			}
@@ -131,43 +134,42 @@ func (p *Provider) portOf(ctx context.Context, c *openstack.Client, project, id 
 	return h, nil
 }
 
-// doPort takes one step and returns the port as it is then.
-func (p *Provider) doPort(ctx context.Context, c *openstack.Client, s step, h *port, w portWish) (*port, error) {
+// doPort takes one step and returns the port as it is then; adopted says that it was there
+// already.
+func (p *Provider) doPort(ctx context.Context, c *openstack.Client, s step, h *port, w portWish) (is *port, adopted bool, err error) {
 	switch s.Verb {
 	case drop:
-		return nil, remove(ctx, c, ports, s.ID)
+		return nil, false, remove(ctx, c, ports, s.ID)
 	case retag:
 		if err := tag(ctx, c, ports, s.ID, w.Tags); err != nil {
-			return h, err
+			return h, false, err
 		}
 		h.Tags = w.Tags
-		return h, nil
+		return h, false, nil
 	}
 	made, err := put[port](ctx, c, ports, s.ID, s.Body)
 	switch {
 	case err == nil:
-		return made, nil
+		return made, false, nil
 	case s.Verb == update && errdefs.IsNotFound(err):
-		return nil, nil // gone meanwhile: it is made anew
+		return nil, false, nil // gone meanwhile: it is made anew
 	case !errdefs.IsAlreadyExists(err):
-		return h, err
-	case openstack.TypeOf(err) == "MacAddressInUse":
-		if again, aerr := p.ownPort(ctx, c, w); aerr != nil || again != nil {
-			return again, aerr
-		}
-		return h, provider.Faultf("MACInUse", "spec.mac: another port of the network has %s: choose another, or none: %w", w.MAC, err)
+		return h, false, err
 	}
 	// Perhaps it is ours, of a controller that died before it wrote it down.
 	if s.Verb == create {
 		if again, aerr := p.ownPort(ctx, c, w); aerr != nil || again != nil {
-			return again, aerr
+			return again, true, aerr
 		}
+	}
+	if openstack.TypeOf(err) == "MacAddressInUse" {
+		return h, false, provider.Faultf("MACInUse", "spec.mac: another port of the network has %s: choose another, or none: %w", w.MAC, err)
 	}
 	var texts []string
 	for _, f := range w.Fixed {
 		texts = append(texts, f.Address)
 	}
-	return h, provider.Faultf(v1alpha1.ReasonAddressInUse, "another port of the network at Neutron has %s: choose another address: %w", strings.Join(texts, " or "), err)
+	return h, false, provider.Faultf(v1alpha1.ReasonAddressInUse, "another port of the network at Neutron has %s: choose another address: %w", strings.Join(texts, " or "), err)
 }
 
 // ownPort finds a port by its mark.

@@ -87,6 +87,7 @@ the Pods; h8s down stops those too.`,
 		RunE: func(cmd *cobra.Command, _ []string) error { return runServer(cmd, o, nodeIP) },
 	}
 	o.addCommon(cmd.Flags())
+	o.addOpenStack(cmd.Flags())
 	cmd.Flags().StringVar(&nodeIP, "node-ip", "", "address of the node; found by its default route if empty")
 	return cmd
 }

@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"syscall"
 	"time"
 
@@ -22,6 +23,7 @@ import (
 	"github.com/hypernetes/hypernetes/cluster/node"
 	"github.com/hypernetes/hypernetes/cluster/settings"
 	"github.com/hypernetes/hypernetes/cluster/status"
+	"github.com/hypernetes/hypernetes/identity/keystone/login"
 )
 
 // nodeOptions are the flags of commands that start a node.
@@ -32,6 +34,7 @@ type nodeOptions struct {
 	runtimeOnly     bool
 	egress          bool
 	ignorePreflight bool
+	openStack       settings.OpenStack
 }
 
 // add adds the flags of a node in namespaces of its own, addCommon those of any node.
@@ -46,6 +49,61 @@ func (o *nodeOptions) addCommon(f *pflag.FlagSet) {
 	f.StringVarP(&o.name, "name", "n", DefaultNode, "name of the node")
 	f.BoolVar(&o.runtimeOnly, "runtime-only", false, "start only the container runtime, for hyperctl; no Kubernetes")
 	f.BoolVar(&o.ignorePreflight, "ignore-preflight", false, "start even if h8s doctor finds something missing")
+}
+
+// addOpenStack adds the flags of a server that belongs to a cloud.
+func (o *nodeOptions) addOpenStack(f *pflag.FlagSet) {
+	f.StringVar(&o.openStack.CloudConfig, "openstack-cloud-config", "", "clouds.yaml with the cluster's own credentials at OpenStack, mode 0600; empty for no OpenStack")
+	f.StringVar(&o.openStack.Cloud, "openstack-cloud", "", "which cloud of it")
+	f.StringVar(&o.openStack.KeystoneRoles, "keystone-roles", "", "Keystone's roles and what they stand for: member=manager,…; reader, member and manager for themselves if empty")
+	f.StringVar(&o.openStack.KeystoneTenants, "keystone-tenants", "", "Keystone projects that tenants are made for: tag=NAME or domain=ID; none if empty")
+}
+
+// mergeOpenStack puts the flags that were given into the settings.
+func (o *nodeOptions) mergeOpenStack(s *settings.Node, f *pflag.FlagSet) error {
+	var cloud settings.OpenStack
+	if s.OpenStack != nil {
+		cloud = *s.OpenStack
+	}
+	changed := false
+	for name, field := range map[string]struct{ to, from *string }{
+		"openstack-cloud-config": {&cloud.CloudConfig, &o.openStack.CloudConfig},
+		"openstack-cloud":        {&cloud.Cloud, &o.openStack.Cloud},
+		"keystone-roles":         {&cloud.KeystoneRoles, &o.openStack.KeystoneRoles},
+		"keystone-tenants":       {&cloud.KeystoneTenants, &o.openStack.KeystoneTenants},
+	} {
+		if f.Changed(name) {
+			*field.to, changed = *field.from, true
+		}
+	}
+	if !changed {
+		return nil
+	}
+	if cloud.CloudConfig == "" && cloud.Cloud == "" {
+		s.OpenStack = nil
+		return nil
+	}
+	if cloud.CloudConfig != "" {
+		path, err := filepath.Abs(cloud.CloudConfig)
+		if err != nil {
+			return err
+		}
+		cloud.CloudConfig = path
+	}
+	s.OpenStack = &cloud
+	if err := s.Validate(); err != nil {
+		return err
+	}
+	// What h8s-controller would end with is said here.
+	st, err := os.Stat(cloud.CloudConfig)
+	if err != nil {
+		return fmt.Errorf("openstack-cloud-config: %w: %w", err, errdefs.ErrInvalidArgument)
+	}
+	if mode := st.Mode().Perm(); mode&0o077 != 0 {
+		return fmt.Errorf("openstack-cloud-config: %s has mode %#o and holds a secret: chmod 600 it: %w", cloud.CloudConfig, uint32(mode), errdefs.ErrInvalidArgument)
+	}
+	_, err = login.FromFile(cloud.CloudConfig, cloud.Cloud)
+	return err
 }
 
 // settings merges the flags that were given into the settings the node had.
@@ -76,6 +134,9 @@ func (o *nodeOptions) settings(l layout.Node, f *pflag.FlagSet) (settings.Node, 
 			s.Publish = append(s.Publish, p)
 		}
 	}
+	if err := o.mergeOpenStack(&s, f); err != nil {
+		return s, err
+	}
 	return s, s.Validate()
 }
 
@@ -95,6 +156,7 @@ remembered: a later "h8s up" without flags starts the node as it was.`,
 		RunE: func(cmd *cobra.Command, _ []string) error { return runUp(cmd, o, merge) },
 	}
 	o.add(cmd.Flags())
+	o.addOpenStack(cmd.Flags())
 	cmd.Flags().BoolVar(&merge, "merge-kubeconfig", false, "add the cluster to your kubeconfig and select it")
 	return cmd
 }

@@ -195,6 +195,15 @@ func apiserver(in Input) Component {
 	c.Env = append(c.Env, "GOGC=50")
 	c.After = []string{"etcd"}
 	c.Files[audit] = auditPolicy
+	if in.Settings.OpenStack != nil {
+		config := in.Node.Config("keystone-webhook.yaml")
+		c.Files[config] = keystoneWebhook(in)
+		c.Args = append(c.Args, "--authentication-token-webhook-config-file="+config,
+			"--authentication-token-webhook-version=v1",
+			// On top of what the webhook remembers itself: a token that is revoked stops within
+			// two minutes in all. The default alone is that long.
+			"--authentication-token-webhook-cache-ttl=10s")
+	}
 	// It would wait for watches of clients that live on, such as DNS in a Pod that is
 	// kept; what is stored is safe in etcd either way.
 	c.StopSeconds = 5

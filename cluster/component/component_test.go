@@ -39,8 +39,13 @@ func input(t *testing.T) Input {
 func TestGolden(t *testing.T) {
 	agent := input(t)
 	agent.Settings.Role, agent.Settings.Server, agent.Settings.NodeIP = settings.Agent, "https://100.64.0.1:6443", "100.64.0.2"
-	for prefix, in := range map[string]Input{"": input(t), "agent-": agent} {
+	cloud := input(t)
+	cloud.Settings.OpenStack = &settings.OpenStack{CloudConfig: "/etc/openstack/clouds.yaml", Cloud: "service", KeystoneTenants: "tag=hypernetes"}
+	for prefix, in := range map[string]Input{"": input(t), "agent-": agent, "openstack-": cloud} {
 		for _, c := range All(in) {
+			if prefix == "openstack-" && c.Name != "kube-apiserver" && c.Name != Controller {
+				continue // the same
+			}
 			if c.Name == Registry && prefix != "" || c.Name == "containerd" && prefix != "" {
 				continue // the same
 			}
@@ -122,6 +127,7 @@ func TestCgroupV1(t *testing.T) {
 // they are told to read is written by someone.
 func TestDependencies(t *testing.T) {
 	in := input(t)
+	in.Settings.OpenStack = &settings.OpenStack{CloudConfig: "/etc/openstack/clouds.yaml", Cloud: "service"}
 	seen := map[string]bool{}
 	certificates := map[string]bool{"encryption.yaml": true}
 	for _, l := range Leaves(in) {

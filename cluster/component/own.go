@@ -39,7 +39,36 @@ func controller(in Input) Component {
 		"--leader-elect=false",
 		fmt.Sprintf("--fabric-mtu=%d", fabricMTU),
 	)
+	if o := in.Settings.OpenStack; o != nil {
+		c.Args = append(c.Args,
+			"--openstack-cloud-config="+o.CloudConfig,
+			"--openstack-cloud="+o.Cloud,
+			"--keystone-webhook-address="+keystoneAddress,
+			"--keystone-webhook-cert="+in.pki("webhook.crt"),
+			"--keystone-webhook-key="+in.pki("webhook.key"),
+			"--keystone-webhook-client-ca="+in.pki("front-proxy-ca.crt"),
+			"--keystone-roles="+o.KeystoneRoles,
+			"--keystone-tenants="+o.KeystoneTenants,
+		)
+	}
 	return c
+}
+
+var keystoneAddress = fmt.Sprintf("127.0.0.1:%d", settings.KeystonePort)
+
+// keystoneWebhook tells the API server whom to ask about tokens it does not know. It shows
+// the certificate that only it has: what a token is worth is nobody else's to ask.
+func keystoneWebhook(in Input) string {
+	return render(doc{
+		"apiVersion": "v1", "kind": "Config", "current-context": "keystone",
+		"clusters": []doc{{"name": "keystone", "cluster": doc{
+			"server": "https://" + keystoneAddress + "/authenticate", "certificate-authority": in.pki("ca.crt"),
+		}}},
+		"users": []doc{{"name": "kube-apiserver", "user": doc{
+			"client-certificate": in.pki("front-proxy.crt"), "client-key": in.pki("front-proxy.key"),
+		}}},
+		"contexts": []doc{{"name": "keystone", "context": doc{"cluster": "keystone", "user": "kube-apiserver"}}},
+	})
 }
 
 // fabricMTU is what a packet between nodes may hold.

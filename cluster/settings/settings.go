@@ -48,6 +48,7 @@ const (
 	WebhookPort          = 9643
 	ControllerHealthPort = 9644
 	KubestackHealthPort  = 9645
+	KeystonePort         = 9646
 )
 
 // The link and the resolver slirp4netns gives a node with egress; their network is
@@ -89,6 +90,32 @@ type Node struct {
 	HostNetwork bool `json:"hostNetwork,omitempty"`
 	// NodeIP is the node's address: IsolatedIP unless HostNetwork.
 	NodeIP string `json:"nodeIP"`
+	// OpenStack is the cloud the cluster belongs to, if any.
+	OpenStack *OpenStack `json:"openStack,omitempty"`
+}
+
+// OpenStack says where the cluster's credentials are and how the cloud's users are let in.
+type OpenStack struct {
+	// CloudConfig is the path of a clouds.yaml, Cloud which of its clouds. The file is not
+	// copied: the controllers read it again when they need another token.
+	CloudConfig string `json:"cloudConfig"`
+	Cloud       string `json:"cloud"`
+	// KeystoneRoles and KeystoneTenants are h8s-controller's flags of those names.
+	KeystoneRoles   string `json:"keystoneRoles,omitempty"`
+	KeystoneTenants string `json:"keystoneTenants,omitempty"`
+}
+
+// validate checks what can be told without reading the file.
+func (o OpenStack) validate() error {
+	switch {
+	case o.CloudConfig == "" || o.Cloud == "":
+		return fmt.Errorf("openstack-cloud-config %q, openstack-cloud %q: want both, or neither for a cluster without OpenStack: %w", o.CloudConfig, o.Cloud, errdefs.ErrInvalidArgument)
+	case !filepath.IsAbs(o.CloudConfig):
+		return fmt.Errorf("openstack-cloud-config %q: want an absolute path: %w", o.CloudConfig, errdefs.ErrInvalidArgument)
+	case strings.HasPrefix(filepath.Clean(o.CloudConfig)+"/", "/run/"):
+		return fmt.Errorf("openstack-cloud-config %q: a node has a /run of its own: put the file elsewhere, for example into /etc/openstack: %w", o.CloudConfig, errdefs.ErrInvalidArgument)
+	}
+	return nil
 }
 
 // Publish forwards 127.0.0.1:Host to Node on the node's address.
@@ -190,6 +217,14 @@ func (n Node) Validate() error {
 			return fmt.Errorf("publish: host port %d is used twice: %w", p.Host, errdefs.ErrInvalidArgument)
 		}
 		seen[p.Host] = true
+	}
+	if n.OpenStack != nil {
+		if n.IsAgent() || n.RuntimeOnly {
+			return fmt.Errorf("openstack-cloud: only a server talks to OpenStack: leave it out here: %w", errdefs.ErrInvalidArgument)
+		}
+		if err := n.OpenStack.validate(); err != nil {
+			return err
+		}
 	}
 	if n.Egress && n.HostNetwork {
 		return fmt.Errorf("egress: a node on the host network needs none: %w", errdefs.ErrInvalidArgument)

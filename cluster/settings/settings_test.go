@@ -89,3 +89,24 @@ func TestRolesAreChecked(t *testing.T) {
 		}
 	}
 }
+
+func TestOpenStack(t *testing.T) {
+	for name, c := range map[string]struct {
+		change func(*Node)
+		ok     bool
+	}{
+		"both":         {func(*Node) {}, true},
+		"no cloud":     {func(n *Node) { n.OpenStack.Cloud = "" }, false},
+		"no file":      {func(n *Node) { n.OpenStack.CloudConfig = "" }, false},
+		"relative":     {func(n *Node) { n.OpenStack.CloudConfig = "clouds.yaml" }, false},
+		"below run":    {func(n *Node) { n.OpenStack.CloudConfig = "/run/../run/clouds.yaml" }, false},
+		"an agent":     {func(n *Node) { n.Role, n.Server = Agent, "https://192.0.2.1:6443" }, false},
+		"runtime only": {func(n *Node) { n.RuntimeOnly = true }, false},
+	} {
+		n := Node{Name: "x", APIPort: 6443, NodeIP: IsolatedIP, OpenStack: &OpenStack{CloudConfig: "/etc/openstack/clouds.yaml", Cloud: "service"}}
+		c.change(&n)
+		if err := n.Validate(); c.ok != (err == nil) || (err != nil && !errdefs.IsInvalidArgument(err)) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}

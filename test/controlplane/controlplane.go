@@ -49,11 +49,11 @@ const (
 // Start runs etcd and kube-apiserver until the test ends, with our CRDs served, RBAC on
 // and two Service ranges. The configuration is a cluster administrator's (system:masters),
 // who may impersonate; As makes other users'. It skips the test, saying why, where the
-// binaries are not built.
+// binaries are not built. apiserver are further flags of kube-apiserver's.
 //
 // The API server listens on 127.0.0.1 and on any other address of the namespace the test
 // is in at the time.
-func Start(t testing.TB) *rest.Config {
+func Start(t testing.TB, apiserver ...string) *rest.Config {
 	t.Helper()
 	binary := filepath.Join(artifacts.Dir(), "bin", "kubernetes")
 	if _, err := os.Stat(binary); err != nil {
@@ -71,16 +71,17 @@ func Start(t testing.TB) *rest.Config {
 		"--listen-client-urls="+etcd, "--advertise-client-urls="+etcd,
 		"--listen-peer-urls="+peer, "--initial-advertise-peer-urls="+peer, "--initial-cluster=t="+peer,
 		"--unsafe-no-fsync", "--log-level=warn")
-	log := start(t, dir, binary, "kube-apiserver",
+	log := start(t, dir, binary, "kube-apiserver", append([]string{
 		"--advertise-address=192.0.2.1", "--bind-address=0.0.0.0", fmt.Sprintf("--secure-port=%d", ports[2]),
-		"--etcd-servers="+etcd, "--tls-cert-file="+p.path("server.crt"), "--tls-private-key-file="+p.path("server.key"),
-		"--client-ca-file="+p.path("ca.crt"), "--authorization-mode=Node,RBAC",
+		"--etcd-servers=" + etcd, "--tls-cert-file=" + p.path("server.crt"), "--tls-private-key-file=" + p.path("server.key"),
+		"--client-ca-file=" + p.path("ca.crt"), "--authorization-mode=Node,RBAC",
 		// There is no controller manager that would make default service accounts.
 		"--disable-admission-plugins=ServiceAccount",
-		"--service-cluster-ip-range="+ServiceCIDR+","+ServiceCIDR6,
+		"--service-cluster-ip-range=" + ServiceCIDR + "," + ServiceCIDR6,
 		"--service-account-issuer=https://kubernetes.default.svc.cluster.local",
-		"--service-account-key-file="+p.path("sa.key"), "--service-account-signing-key-file="+p.path("sa.key"),
-		"--endpoint-reconciler-type=none", "--profiling=false", "--allow-privileged=true", "--v=1")
+		"--service-account-key-file=" + p.path("sa.key"), "--service-account-signing-key-file=" + p.path("sa.key"),
+		"--endpoint-reconciler-type=none", "--profiling=false", "--allow-privileged=true", "--v=1",
+	}, apiserver...)...)
 
 	cfg := &rest.Config{
 		Host: fmt.Sprintf("https://127.0.0.1:%d", ports[2]),

@@ -582,7 +582,7 @@ works() { # works SERVICE: does it do its work?
 	cinder-api) api GET "$CINDER/v3/$(admin_project)/volumes?limit=1" ;;
 	cinder-scheduler | cinder-volume)
 		api GET "$CINDER/v3/$(admin_project)/os-services?binary=$name" |
-			jq -e '[.services[] | select(.state == "up" and (.backend_state // "up") == "up")] | length > 0' ;;
+			jq -e --arg since "$(tr ' ' T <"$DIR/tmp/started-$name")" '.services[0] | .state == "up" and (.backend_state // "up") == "up" and .updated_at > $since' ;;
 	octavia-api) api GET "$OCTAVIA_URL/v2.0/lbaas/loadbalancers?limit=1" ;;
 	ceph-*) ceph_ -s -f json | jq -e '.pgmap.num_pgs > 0 and ([.pgmap.pgs_by_state[] | select(.state_name != "active+clean")] | length) == 0' ;;
 	*) running "$name" ;;
@@ -597,11 +597,12 @@ reports() {
 }
 api() { # api METHOD URL [JSON]: call an API as admin; the answer's body on stdout
 	[ -n "${TOKEN:-}" ] || TOKEN=$(token) || return 1
-	api_side curl -sS --max-time 60 --fail-with-body -X "$1" "$2" -H "X-Auth-Token: $TOKEN" \
+	[ "$TOKEN" != none ] || return 1
+	api_side curl -sS --max-time "${patience:-60}" --fail-with-body -X "$1" "$2" -H "X-Auth-Token: $TOKEN" \
 		-H 'Content-Type: application/json' -H 'OpenStack-API-Version: volume 3.54' ${3:+-d "$3"}
 }
 token() {
-	api_side curl -sS --max-time 60 -o /dev/null -D- "$KEYSTONE/auth/tokens" -H 'Content-Type: application/json' -d "$(jq -nc --arg w "$PASSWORD" \
+	api_side curl -sS --max-time "${patience:-60}" -o /dev/null -D- "$KEYSTONE/auth/tokens" -H 'Content-Type: application/json' -d "$(jq -nc --arg w "$PASSWORD" \
 		'{auth: {identity: {methods: ["password"], password: {user: {name: "admin", domain: {id: "default"}, password: $w}}}, scope: {project: {name: "admin", domain: {id: "default"}}}}}')" |
 		tr -d '\r' | awk 'tolower($1) == "x-subject-token:" {print $2}' | grep .
 }
@@ -692,7 +693,12 @@ up() {
 	mkdir -p "$CG"
 	printf '%s=%s\n' H8S_OS_NODES "$NODES" H8S_OS_VOLUME "$VOLUME" H8S_OS_OCTAVIA "$OCTAVIA" H8S_OS_PASSWORD "$PASSWORD" H8S_OS_NETNS "$NS" >"$DIR/settings"
 	write_config
+	for f in "$DIR"/run/*; do # what died is forgotten, and a host whose namespace went with it
+		s=${f##*/}
+		[ ! -e "$f" ] || running "$s" || rm -f "$f"
+	done
 	up_namespaces
+	for s in $(hosts); do running "hold-${s#agent-}" || agent_down "${s#agent-}"; done
 	once init_mariadb
 	for s in mariadb rabbitmq; do launch $s; done
 	[ "$VOLUME" != rbd ] || { up_ceph & jobs+=($!); }
@@ -718,6 +724,7 @@ up() {
 	wait_for 300 neutron-server works neutron-server
 	once init_network
 	for s in "agent-$NS" dhcp-agent l3-agent; do launch "$s"; done
+	for s in $(hosts); do launch "$s"; done
 	for ((n = 1; n <= NODES; n++)); do
 		namespace "$NS-node$n"
 		agent_up "$NS-node$n" "$NS-node$n" "${UNDERLAY%.*}.1$n"
@@ -754,7 +761,7 @@ purge() {
 	rmdir "$DIR" 2>/dev/null || true
 }
 status() {
-	local name p bad=0 state TOKEN=''
+	local name p bad=0 state patience=5 TOKEN=''
 	[ -e "$DIR/netns" ] || { echo "not up"; return 1; }
 	for name in $(services) $(hosts); do
 		state=works
@@ -763,6 +770,7 @@ status() {
 		elif ! works "$name" >/dev/null 2>&1; then state='no answer'
 		fi
 		[ "$state" = works ] || bad=1
+		[[ $name != keystone || $state = works ]] || TOKEN=none # let nobody else wait for one
 		printf '%-22s %-9s pid %-7s rss %5d MiB\n' "$name" "$state" "${p:--}" "$(memory "$name")"
 	done
 	return $bad

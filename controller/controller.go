@@ -44,7 +44,6 @@ import (
 	"github.com/hypernetes/hypernetes/identity/tenant"
 	"github.com/hypernetes/hypernetes/network/claim"
 	network "github.com/hypernetes/hypernetes/network/controller"
-	"github.com/hypernetes/hypernetes/network/provider/builtin"
 	"github.com/hypernetes/hypernetes/network/subnet"
 )
 
@@ -62,6 +61,7 @@ type Options struct {
 	LeaderElect   bool
 	FabricMTU     int32
 	OpenStack     OpenStack
+	Networks      Networks
 
 	// PortGrace, Retry and Sweep are those of package network/controller; its defaults if
 	// zero. There are no flags for them.
@@ -84,6 +84,7 @@ func Flags(args []string, stderr io.Writer) (Options, error) {
 	f.StringVar(&o.HealthAddress, "health-address", "127.0.0.1:9644", "where /healthz, /readyz and /metrics are")
 	f.BoolVar(&o.LeaderElect, "leader-elect", true, "reconcile only while no other replica does")
 	o.OpenStack.flags(f)
+	o.Networks.flags(f)
 	f.Int32Var(&o.FabricMTU, "fabric-mtu", 1500, "MTU of the links between nodes")
 	if err := f.Parse(args); err != nil {
 		return o, err
@@ -107,6 +108,9 @@ func Flags(args []string, stderr io.Writer) (Options, error) {
 	if _, err := o.limits(); err != nil {
 		return o, err
 	}
+	if err := o.Networks.check(o.OpenStack); err != nil {
+		return o, err
+	}
 	return o, o.OpenStack.check()
 }
 
@@ -119,7 +123,7 @@ func (o Options) limits() (subnet.Limits, error) {
 	if err != nil {
 		return subnet.Limits{}, fmt.Errorf("--reserved-cidrs: %w: %w", err, errdefs.ErrInvalidArgument)
 	}
-	return subnet.Limits{Services: services, Reserved: reserved, FabricMTU: o.FabricMTU}, nil
+	return subnet.Limits{Services: services, Reserved: reserved, FabricMTU: o.FabricMTU, DefaultProvider: o.Networks.Default}, nil
 }
 
 // Main is the command.
@@ -299,9 +303,13 @@ func New(ctx context.Context, cfg *rest.Config, o Options) (ctrl.Manager, error)
 		return nil, err
 	}
 	claims := claim.Store{Writer: m.GetClient(), Reader: m.GetAPIReader(), Cache: m.GetClient()}
+	providers, err := o.Networks.providers(ctx, m, claims, limits, o.OpenStack)
+	if err != nil {
+		return nil, fmt.Errorf("networks: %w", err)
+	}
 	if err := network.Setup(ctx, m, network.Options{
-		Limits: limits, Claims: claims, Providers: []network.Provider{builtin.New(claims, limits)},
-		PortGrace: o.PortGrace, Retry: o.Retry, Sweep: o.Sweep,
+		Limits: limits, Claims: claims, Providers: providers,
+		PortGrace: o.PortGrace, Retry: o.Retry, Sweep: o.Sweep, Resync: o.Networks.Resync, Poll: o.Networks.Poll,
 	}); err != nil {
 		return nil, fmt.Errorf("networks: %w", err)
 	}
@@ -321,7 +329,7 @@ func New(ctx context.Context, cfg *rest.Config, o Options) (ctrl.Manager, error)
 	if err := admission.Setup(ctx, m, admission.Options{
 		WebhookAddress: o.Webhook.Address, CertFile: o.Webhook.Cert, KeyFile: o.Webhook.Key, CAFile: o.Webhook.CA,
 		ServiceCIDRs: limits.Services, ReservedCIDRs: limits.Reserved, ClusterDomain: strings.Trim(o.ClusterDomain, "."),
-		FabricMTU: limits.FabricMTU,
+		FabricMTU: limits.FabricMTU, Providers: o.Networks.names(o.OpenStack),
 	}); err != nil {
 		return nil, fmt.Errorf("admission: %w", err)
 	}

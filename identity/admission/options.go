@@ -26,7 +26,7 @@ type Options struct {
 	ClusterDomain string
 	// FabricMTU bounds a Network's; 0 leaves it to the controller.
 	FabricMTU int32
-	// Providers of Networks; builtin only if empty.
+	// Providers of Networks, the default first; builtin only if empty.
 	Providers []string
 
 	// rewrite is probe.Rewrite but for tests.
@@ -34,7 +34,7 @@ type Options struct {
 }
 
 func (o Options) limits() subnet.Limits {
-	return subnet.Limits{Services: o.ServiceCIDRs, Reserved: o.ReservedCIDRs, FabricMTU: o.FabricMTU}
+	return subnet.Limits{Services: o.ServiceCIDRs, Reserved: o.ReservedCIDRs, FabricMTU: o.FabricMTU, DefaultProvider: o.providers()[0]}
 }
 
 func (o Options) providers() []string {

@@ -207,7 +207,7 @@ up_namespaces() {
 
 # --- packages ------------------------------------------------------------------
 install() {
-	local groups="base" packages missing=() p guard=
+	local groups="base" packages missing=() p guard='' units
 	[ "$VOLUME" = none ] || groups+="|cinder"
 	[ "$VOLUME" != rbd ] || groups+="|rbd"
 	[ "$OCTAVIA" != 1 ] || groups+="|octavia"
@@ -217,7 +217,9 @@ install() {
 	done
 	[ ${#missing[@]} -gt 0 ] || return 0
 	say "installing: ${missing[*]}"
-	# No package may start its service; a policy that is there already is respected.
+	# No package may start its service, neither now (a policy that is there already is
+	# respected) nor at the next boot.
+	units=$(enabled)
 	if [ ! -e /usr/sbin/policy-rc.d ]; then
 		guard=/usr/sbin/policy-rc.d
 		trap 'rm -f /usr/sbin/policy-rc.d' EXIT
@@ -231,8 +233,11 @@ install() {
 	mkdir -p "$DIR/tmp" # dpkg unpacks there: /tmp is anybody's to clean
 	PATH=$caller_path TMPDIR=$DIR/tmp "$here/../../scripts/deps.sh" "${missing[@]}"
 	[ -z "$guard" ] || { rm -f $guard; trap - EXIT; }
+	comm -13 <(echo "$units") <(enabled) | xargs -r rm -f
 	say "packages installed"
 }
+
+enabled() { find /etc/systemd/system -type l 2>/dev/null | sort; } # units of systemd
 
 # --- configuration, written anew on every "up" -----------------------------------
 database() { echo "mysql+pymysql://root@localhost/$1?unix_socket=$DIR/mysql/sock&charset=utf8"; }
@@ -320,7 +325,7 @@ write_config() {
 			quota_security_group_rule = 1000
 			[agent]
 			root_helper =
-			report_interval = 10
+			report_interval = 5
 			[experimental]
 			linuxbridge = true
 			[ml2]
@@ -794,7 +799,7 @@ up | down | purge | install | agent-up | agent-down | kill | start | freeze | th
 	lock ;;
 status | exec) CG=$(cgroups) ;;
 esac
-known() { [[ -n ${1:-} && -d $CG/$1 ]] || die "no service called \"${1:-}\" runs; there are: $(cd "$CG" 2>/dev/null && echo *)"; }
+known() { [[ -n ${1:-} && -d $CG/$1 ]] || die "no service called \"${1:-}\" runs; there are: $(cd "$CG" 2>/dev/null && echo */)"; }
 case $cmd in
 up | down | purge | install | status) $cmd ;;
 env) env_of "${1:-admin}" ;;

@@ -44,6 +44,9 @@ type Claim struct {
 	Port      string
 	// Taken tells of addresses known to be in use; it may be behind.
 	Taken func(netip.Addr) bool
+	// Provider says that the Network's provider has a port of its own for each Port: it
+	// chooses the MAC, and the Port goes after its port.
+	Provider bool
 }
 
 // Claim creates the Port, or takes the one that was claimed beforehand or that the same
@@ -111,6 +114,9 @@ func (c Claimer) create(ctx context.Context, want Claim, addresses []netip.Addr)
 			Network: n.Name, NetworkUID: string(n.UID),
 			MAC: MAC(n.Namespace+"/"+n.Name, addresses[0]).String(), Node: c.Node, Pod: &pod,
 		},
+	}
+	if want.Provider {
+		port.Spec.MAC, port.Finalizers = "", []string{v1alpha1.FinalizerProvider}
 	}
 	for _, a := range addresses {
 		port.Spec.Addresses = append(port.Spec.Addresses, a.String())

@@ -23,10 +23,11 @@ import (
 	api "github.com/hypernetes/hypernetes/api/kubestack/v1"
 	"github.com/hypernetes/hypernetes/network/edge"
 	"github.com/hypernetes/hypernetes/network/ipam"
+	"github.com/hypernetes/hypernetes/network/provider"
 )
 
 const (
-	addTimeout = time.Minute
+	addTimeout = 80 * time.Second // less than the plugin's
 	// apiTimeout bounds what DEL asks of an API server that may be down.
 	apiTimeout = 3 * time.Second
 	// maxNICs bounds what one Pod may have.
@@ -227,16 +228,15 @@ func (d *Daemon) plug(ctx context.Context, q *api.AttachRequest, pod *corev1.Pod
 		if !poll(ctx, networks[i].synced) {
 			return r, fmt.Errorf("network %s: its objects are not known yet: try again: %w", w.network, errdefs.ErrUnavailable)
 		}
-		port, err := d.claim(ctx, networks[i], object, w, v1alpha1.PodRef{
+		port, err := d.obtain(ctx, networks[i], object, w, v1alpha1.PodRef{
 			Namespace: pod.Namespace, Name: pod.Name, UID: string(pod.UID), Sandbox: q.ContainerId, Interface: w.iface,
 		})
+		if port != nil {
+			ports = append(ports, port)
+		}
 		if err != nil {
 			return r, err
 		}
-		ports = append(ports, port)
-		d.mu.Lock()
-		d.ports[client.ObjectKeyFromObject(port)] = port
-		d.mu.Unlock()
 		n, err := nicOf(q.ContainerId, object, port, w)
 		if err != nil {
 			return r, err
@@ -258,12 +258,22 @@ func (d *Daemon) plug(ctx context.Context, q *api.AttachRequest, pod *corev1.Pod
 		if err := e.Attach(ctx, r.attachment(r.NICs[i])); err != nil {
 			return r, err
 		}
+		if v := r.NICs[i].VIF; v != nil {
+			if err := d.wirer.Plug(ctx, *v); err != nil {
+				return r, fmt.Errorf("network %s: %w", n.key, err)
+			}
+		}
 		if err := e.Up(ctx, r.NICs[i].Link); err != nil {
 			return r, err
 		}
 	}
-	for _, p := range ports {
-		if err := d.activate(ctx, p); err != nil {
+	for i, p := range ports {
+		if r.NICs[i].VIF != nil {
+			err = d.wired(ctx, networks[i], r, r.NICs[i], p)
+		} else {
+			err = d.activate(ctx, p)
+		}
+		if err != nil {
 			return r, err
 		}
 	}
@@ -290,11 +300,60 @@ func (d *Daemon) settle(ctx context.Context, networks []*network, ports []*v1alp
 	}
 }
 
-// claim finds the NIC's Port if this call was made before, or claims one.
-func (d *Daemon) claim(ctx context.Context, n *network, object *v1alpha1.Network, w request, ref v1alpha1.PodRef) (p *v1alpha1.Port, err error) {
+// obtain claims the NIC's Port and has the provider make its own of it, where it does. The
+// Port is given back by the caller, also if there is an error besides.
+func (d *Daemon) obtain(ctx context.Context, n *network, object *v1alpha1.Network, w request, ref v1alpha1.PodRef) (*v1alpha1.Port, error) {
+	lost := map[netip.Addr]bool{}
+	for {
+		p, err := d.claim(ctx, n, object, w, ref, lost)
+		if err != nil {
+			return nil, err
+		}
+		d.remember(p)
+		if !wiredElsewhere(object) {
+			return p, nil
+		}
+		made, err := d.made(ctx, n, p)
+		if err == nil {
+			d.remember(made)
+			return made, nil
+		}
+		err = fmt.Errorf("network %s: %w", w.network, err)
+		if provider.Reason(err, "") != v1alpha1.ReasonAddressInUse || len(w.addresses) > 0 || w.port != "" || len(lost) >= maxLost {
+			return p, err
+		}
+		// Somebody has it at the provider who is none of ours: another address.
+		for _, a := range addresses(p.Spec.Addresses) {
+			lost[a] = true
+		}
+		if rerr := d.release(ctx, client.ObjectKeyFromObject(p), p.UID, ref.Sandbox); rerr != nil {
+			return p, errors.Join(err, rerr)
+		}
+		d.mu.Lock()
+		delete(d.ports, client.ObjectKeyFromObject(p))
+		d.mu.Unlock()
+	}
+}
+
+// remember keeps a claim for those who cannot have seen it yet.
+func (d *Daemon) remember(p *v1alpha1.Port) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.ports[client.ObjectKeyFromObject(p)] = p
+}
+
+// claim finds the NIC's Port if this call was made before, or claims one; none of those
+// whose addresses are lost.
+func (d *Daemon) claim(ctx context.Context, n *network, object *v1alpha1.Network, w request, ref v1alpha1.PodRef, lost map[netip.Addr]bool) (p *v1alpha1.Port, err error) {
 	known := n.knownPorts()
 	taken := map[netip.Addr]bool{}
+	for a := range lost {
+		taken[a] = true
+	}
 	for _, p := range known {
+		if all := addresses(p.Spec.Addresses); len(all) > 0 && lost[all[0]] {
+			continue
+		}
 		if p.Spec.Pod != nil && *p.Spec.Pod == ref && p.Spec.Node == d.opts.Node && p.DeletionTimestamp == nil &&
 			p.Spec.Network == w.network.Name && (p.Spec.NetworkUID == "" || p.Spec.NetworkUID == string(object.UID)) {
 			return p, nil
@@ -304,7 +363,7 @@ func (d *Daemon) claim(ctx context.Context, n *network, object *v1alpha1.Network
 		}
 	}
 	p, err = ipam.Claimer{Ports: d.api, Node: d.opts.Node}.Claim(ctx, ipam.Claim{
-		Network: object, Pod: ref, Addresses: w.addresses, Port: w.port,
+		Network: object, Pod: ref, Addresses: w.addresses, Port: w.port, Provider: wiredElsewhere(object),
 		Taken: func(a netip.Addr) bool { return taken[a] },
 	})
 	if err != nil {
@@ -324,6 +383,9 @@ func nicOf(container string, n *v1alpha1.Network, p *v1alpha1.Port, w request) (
 		return nic{}, err
 	}
 	mac := macOf(n, p, addrs[0])
+	if mac == nil && wiredElsewhere(n) {
+		return nic{}, fmt.Errorf("port %s: status.mac %q, of the provider, is not an Ethernet unicast address: %w", p.Name, p.Status.MAC, errdefs.ErrInvalidArgument)
+	}
 	if mac == nil {
 		return nic{}, fmt.Errorf("port %s: mac %q is not an Ethernet unicast address: %w", p.Name, p.Spec.MAC, errdefs.ErrInvalidArgument)
 	}
@@ -338,6 +400,11 @@ func nicOf(container string, n *v1alpha1.Network, p *v1alpha1.Port, w request) (
 			return nic{}, fmt.Errorf("port %s: address %s is in no subnet of network %s: %w", p.Name, a, w.network, errdefs.ErrInvalidArgument)
 		}
 		out.Gateways = append(out.Gateways, subnets[i].Gateway)
+	}
+	if wiredElsewhere(n) {
+		if out.VIF, err = vifOf(p); err != nil {
+			return nic{}, err
+		}
 	}
 	if !w.primary {
 		for _, s := range subnets {
@@ -386,6 +453,11 @@ func (d *Daemon) unplug(ctx context.Context, r *record, claimed []*v1alpha1.Port
 func (d *Daemon) detach(ctx context.Context, r *record) error {
 	var errs []error
 	for _, n := range r.NICs {
+		if n.VIF != nil {
+			if err := d.wirer.Unplug(ctx, *n.VIF); err != nil {
+				errs = append(errs, fmt.Errorf("network %s: %w", n.Network, err))
+			}
+		}
 		e, err := d.edges.Get(n.Edge)
 		if errdefs.IsNotFound(err) {
 			continue

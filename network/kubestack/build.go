@@ -22,6 +22,7 @@ import (
 	"github.com/hypernetes/hypernetes/network/edge"
 	"github.com/hypernetes/hypernetes/network/ipam"
 	"github.com/hypernetes/hypernetes/network/policy"
+	"github.com/hypernetes/hypernetes/network/provider"
 	"github.com/hypernetes/hypernetes/network/service"
 )
 
@@ -61,8 +62,9 @@ type snapshot struct {
 	// Namespaces bound to it, with their labels.
 	Namespaces map[string]map[string]string
 	Ports      []*v1alpha1.Port
-	// Links of the Ports plugged here.
+	// Links of the Ports plugged here, and their uplinks where they have such.
 	Links map[string]string
+	VIFs  map[string]VIF
 	Pods  map[types.UID]*corev1.Pod
 	// Records stand in for Pods here whose objects are not known.
 	Records    map[types.UID]*record
@@ -90,9 +92,9 @@ var errNotAccepted = errdefs.ErrUnavailable.WithMessage("not accepted yet")
 // whatever became of it since: its Pods live.
 func accepted(n *v1alpha1.Network) error {
 	switch {
-	case n.Status.VNI <= 0 || len(n.Status.Subnets) == 0:
+	case n.Status.VNI <= 0 && !wiredElsewhere(n) || len(n.Status.Subnets) == 0:
 		return fmt.Errorf("network %s/%s is %s, not Active: %s: %w", n.Namespace, n.Name, cmp.Or(n.Status.Phase, v1alpha1.NetworkInitializing), why(n), errNotAccepted)
-	case n.Status.Provider != "" && n.Status.Provider != "builtin":
+	case n.Status.Provider != "" && n.Status.Provider != provider.Builtin && !wiredElsewhere(n):
 		return fmt.Errorf("network %s/%s: provider %q is not one this node can plug: %w", n.Namespace, n.Name, n.Status.Provider, errdefs.ErrNotImplemented)
 	}
 	return nil
@@ -132,6 +134,9 @@ func (s *snapshot) spec() (edge.Spec, error) {
 		ID: edgeID(n.UID), Name: n.Namespace + "/" + n.Name, VNI: uint32(n.Status.VNI), MTU: int(n.Status.MTU), Local: s.DNS,
 		Egress: n.Spec.Egress != v1alpha1.EgressNone, Routed: n.Spec.HostAccess == v1alpha1.HostRouted,
 	}
+	if wiredElsewhere(n) {
+		out.Uplinks, out.VNI, out.Routed = true, 0, false
+	}
 	for _, sub := range subnets {
 		out.Subnets = append(out.Subnets, sub.Prefix)
 		out.Gateways = append(out.Gateways, sub.Gateway)
@@ -144,7 +149,11 @@ func (s *snapshot) spec() (edge.Spec, error) {
 		if !ok || !at.Address.IsValid() {
 			continue // a node that has gone
 		}
-		out.Ports = append(out.Ports, edge.Port{Addresses: p.addresses, MAC: p.mac, Node: at.Address, Link: p.link})
+		q := edge.Port{Addresses: p.addresses, MAC: p.mac, Node: at.Address, Link: p.link}
+		if p.vif != nil {
+			q.Uplink = p.vif.Name
+		}
+		out.Ports = append(out.Ports, q)
 	}
 	ready := s.ready()
 	byService := s.slicesByService()
@@ -185,6 +194,8 @@ type port struct {
 	addresses        []netip.Addr
 	mac              net.HardwareAddr
 	pod              *v1alpha1.PodRef
+	// vif is the uplink of one plugged here, where the provider wires one.
+	vif *VIF
 }
 
 // ports are the Network's Ports that have a node, in order of their names. What does not
@@ -204,12 +215,23 @@ func (s *snapshot) ports() []port {
 			continue
 		}
 		mac := macOf(s.Network, p, addrs[0])
+		was, plugged := s.VIFs[p.Name]
+		if plugged = plugged && p.Spec.Node == s.Self; mac == nil && plugged {
+			mac, _ = net.ParseMAC(was.MAC) // whatever became of its status since
+		}
 		if mac == nil {
 			continue
 		}
 		q := port{name: p.Name, node: p.Spec.Node, addresses: addrs, mac: mac, pod: p.Spec.Pod}
 		if p.Spec.Node == s.Self {
 			q.link = s.Links[p.Name]
+		}
+		if q.link != "" && wiredElsewhere(s.Network) {
+			if q.vif, err = vifOf(p); err != nil && !plugged {
+				continue
+			} else if err != nil {
+				q.vif = &was
+			}
 		}
 		out = append(out, q)
 	}
@@ -232,10 +254,13 @@ func within(subnets []ipam.Subnet, a netip.Addr) bool {
 
 // macOf is a Port's MAC address; nil if it is none.
 func macOf(n *v1alpha1.Network, p *v1alpha1.Port, first netip.Addr) net.HardwareAddr {
-	if p.Spec.MAC == "" {
+	text := p.Spec.MAC
+	if wiredElsewhere(n) {
+		text = p.Status.MAC // what the provider made of it
+	} else if text == "" {
 		return ipam.MAC(n.Namespace+"/"+n.Name, first)
 	}
-	mac, err := net.ParseMAC(p.Spec.MAC)
+	mac, err := net.ParseMAC(text)
 	if err != nil || len(mac) != 6 || mac[0]&1 != 0 {
 		return nil
 	}

@@ -42,6 +42,8 @@ type Parts struct {
 	Plane  Plane
 	Routes Routes
 	Prober Prober
+	// Wirer connects uplinks of Networks that others carry; the node's if nil.
+	Wirer Wirer
 }
 
 // Routes are those of the node to the Pods of other nodes.
@@ -57,6 +59,7 @@ type Daemon struct {
 	plane   Plane
 	routes  Routes
 	prober  Prober
+	wirer   Wirer
 	records *records
 	events  *events
 
@@ -85,6 +88,9 @@ func New(opts Options, p Parts) (*Daemon, error) {
 		opts: opts, api: p.API, edges: p.Edges, plane: p.Plane, routes: p.Routes, prober: p.Prober, events: &events{api: p.API, node: opts.Node},
 		networks: map[types.NamespacedName]*network{}, ports: map[types.NamespacedName]*v1alpha1.Port{},
 		figures: map[types.NamespacedName][2]int{}, next: map[types.NamespacedName]time.Time{},
+	}
+	if d.wirer = p.Wirer; d.wirer == nil {
+		d.wirer = wirer{run: run}
 	}
 	records, unreadable, err := openRecords(filepath.Join(opts.RunDir, "attachments"))
 	if err != nil {

@@ -16,6 +16,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/hypernetes/hypernetes/network/ipam"
+	"github.com/hypernetes/hypernetes/network/provider"
 )
 
 // events tells of failures at the object they befell.
@@ -26,6 +27,9 @@ type events struct {
 
 // reason is one word for why a Pod got no network.
 func reason(err error) string {
+	if text := provider.Reason(err, ""); text != "" {
+		return text
+	}
 	switch {
 	case errors.As(err, new(ipam.ErrExhausted)):
 		return "AddressesExhausted"

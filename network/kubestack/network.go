@@ -47,6 +47,7 @@ type Edge interface {
 	Up(ctx context.Context, link string) error
 	Check(ctx context.Context, a edge.Attachment) error
 	Detach(ctx context.Context, link string) error
+	Announce(ctx context.Context, a edge.Attachment) error
 	Links() ([]string, error)
 }
 
@@ -241,7 +242,7 @@ func (n *network) snapshot() (*snapshot, error) {
 		return nil, fmt.Errorf("network %s: %w", n.key, errNoNetwork)
 	}
 	s := &snapshot{
-		Network: object, Namespaces: d.cluster.namespacesOf(n.key), Ports: n.knownPorts(), Links: d.records.links(n.key),
+		Network: object, Namespaces: d.cluster.namespacesOf(n.key), Ports: n.knownPorts(), Links: d.records.links(n.key), VIFs: d.records.vifs(n.key),
 		Pods: map[types.UID]*corev1.Pod{}, Nodes: d.cluster.allNodes(d.opts.NodeIP), Self: d.opts.Node,
 		VIPs: d.cluster.vips(), Floating: d.cluster.floatingOf(n.key), Ranges: d.opts.ServiceCIDRs,
 	}
@@ -342,6 +343,9 @@ func (n *network) apply(ctx context.Context) error {
 		return err
 	}
 	n.edge = e
+	if err := n.d.rewire(ctx, s, spec); err != nil {
+		return err
+	}
 	_, transit := e.Transit()
 	if err := n.open(ctx, s, spec); err != nil {
 		return err
@@ -385,8 +389,12 @@ func (n *network) open(ctx context.Context, s *snapshot, spec edge.Spec) error {
 	was := n.opened
 	anew := was.edge != now.edge || was.inode != now.inode
 	if n.services == nil || anew || was.gateways != now.gateways {
-		v4, v6 := edge.Overlay(n.d.opts.NodeIP)
-		t, err := n.d.plane.Services(ns, service.Options{Gateways: onePerFamily(spec.Gateways), Overlay: onePerFamily([]netip.Addr{v4, v6}), Inside: spec.Subnets})
+		o := service.Options{Gateways: onePerFamily(spec.Gateways), Inside: spec.Subnets}
+		if !spec.Uplinks {
+			v4, v6 := edge.Overlay(n.d.opts.NodeIP)
+			o.Overlay = onePerFamily([]netip.Addr{v4, v6})
+		}
+		t, err := n.d.plane.Services(ns, o)
 		if err != nil {
 			return fmt.Errorf("services of %s: %w", n.key, err)
 		}

@@ -51,6 +51,8 @@ type nic struct {
 	Gateways   []netip.Addr         `json:"gateways"`
 	Default    bool                 `json:"default"`
 	Subnets    []netip.Prefix       `json:"subnets,omitempty"`
+	// VIF is the NIC's uplink, where a provider wires one.
+	VIF *VIF `json:"vif,omitempty"`
 }
 
 func (r *record) key() string { return attachmentKey(r.ContainerID, r.Interface) }
@@ -58,10 +60,14 @@ func (r *record) key() string { return attachmentKey(r.ContainerID, r.Interface)
 // attachment is what the edge is asked for.
 func (r *record) attachment(n nic) edge.Attachment {
 	mac, _ := net.ParseMAC(n.MAC)
-	return edge.Attachment{
+	a := edge.Attachment{
 		Link: n.Link, NetNS: r.NetNS, Interface: n.Interface, MAC: mac, MTU: n.MTU,
 		Addresses: n.Addresses, Gateways: n.Gateways, Default: n.Default, Subnets: n.Subnets,
 	}
+	if n.VIF != nil {
+		a.Uplink = n.VIF.Name
+	}
+	return a
 }
 
 // attachmentKey is the name of an attachment's file without its ending; the CNI plugin
@@ -211,6 +217,21 @@ func (s *records) links(network types.NamespacedName) map[string]string {
 		for _, n := range r.NICs {
 			if n.Network == network {
 				out[n.Port] = n.Link
+			}
+		}
+	}
+	return out
+}
+
+// vifs are the uplinks of a Network's NICs here, by Port.
+func (s *records) vifs(network types.NamespacedName) map[string]VIF {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	out := map[string]VIF{}
+	for _, r := range s.all {
+		for _, n := range r.NICs {
+			if n.Network == network && n.VIF != nil {
+				out[n.Port] = *n.VIF
 			}
 		}
 	}

@@ -44,6 +44,8 @@ type Parts struct {
 	Prober Prober
 	// Wirer connects uplinks of Networks that others carry; the node's if nil.
 	Wirer Wirer
+	// Patience with those; the usual if zero.
+	Patience Patience
 }
 
 // Routes are those of the node to the Pods of other nodes.
@@ -60,6 +62,7 @@ type Daemon struct {
 	routes  Routes
 	prober  Prober
 	wirer   Wirer
+	patient Patience
 	records *records
 	events  *events
 
@@ -92,6 +95,7 @@ func New(opts Options, p Parts) (*Daemon, error) {
 	if d.wirer = p.Wirer; d.wirer == nil {
 		d.wirer = wirer{run: run}
 	}
+	d.patient = Patience{Made: cmp.Or(p.Patience.Made, madeTimeout), Wired: cmp.Or(p.Patience.Wired, wiredTimeout)}
 	records, unreadable, err := openRecords(filepath.Join(opts.RunDir, "attachments"))
 	if err != nil {
 		return nil, err

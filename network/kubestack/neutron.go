@@ -48,6 +48,12 @@ const (
 	vifOVS = "ovs"
 )
 
+// Patience is how long a Pod's start waits for a provider.
+type Patience struct {
+	// Made is until it has a port of its own, Wired until it carries its packets.
+	Made, Wired time.Duration
+}
+
 // wiredElsewhere tells whether the Network is carried by somebody who wires an uplink for
 // each NIC.
 func wiredElsewhere(n *v1alpha1.Network) bool { return n.Status.Provider == provider.Neutron }
@@ -163,7 +169,7 @@ func current(p *v1alpha1.Port, kind string, generation int64) *metav1.Condition 
 // made waits until the provider has a port for p, and returns it with what is known of
 // that.
 func (d *Daemon) made(ctx context.Context, n *network, p *v1alpha1.Port) (*v1alpha1.Port, error) {
-	ctx, cancel := context.WithTimeout(ctx, madeTimeout)
+	ctx, cancel := context.WithTimeout(ctx, d.patient.Made)
 	defer cancel()
 	var is *v1alpha1.Port
 	var ready *metav1.Condition
@@ -187,13 +193,13 @@ func (d *Daemon) made(ctx context.Context, n *network, p *v1alpha1.Port) (*v1alp
 	if ready != nil && ready.Message != "" {
 		reason, why = cmp.Or(ready.Reason, reason), ready.Message
 	}
-	return nil, provider.Faultf(reason, "port %s: the provider has no port for it after %s: %s: %w", p.Name, madeTimeout, why, errdefs.ErrUnavailable)
+	return nil, provider.Faultf(reason, "port %s: the provider has no port for it after %s: %s: %w", p.Name, d.patient.Made, why, errdefs.ErrUnavailable)
 }
 
 // wired waits until the provider carries a NIC's packets, and tells others on its layer 2
 // where it is.
 func (d *Daemon) wired(ctx context.Context, n *network, r *record, c nic, p *v1alpha1.Port) error {
-	bounded, cancel := context.WithTimeout(ctx, wiredTimeout)
+	bounded, cancel := context.WithTimeout(ctx, d.patient.Wired)
 	defer cancel()
 	start := time.Now()
 	var last *metav1.Condition

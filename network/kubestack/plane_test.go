@@ -54,6 +54,8 @@ type world struct {
 	cfg   *rest.Config
 	api   client.WithWatch
 	nodes map[string]*testNode
+	// parts changes what the daemons are made of.
+	parts func(*Parts)
 }
 
 type testNode struct {
@@ -65,7 +67,7 @@ type testNode struct {
 	d    *Daemon // nil if it is a process of its own
 }
 
-func newWorld(t *testing.T, nodes int) *world {
+func newWorld(t *testing.T, nodes int, parts ...func(*Parts)) *world {
 	t.Helper()
 	rig := edgetest.New(t, nodes)
 	cfg := controlplane.Start(t)
@@ -74,6 +76,11 @@ func newWorld(t *testing.T, nodes int) *world {
 		t.Fatal(err)
 	}
 	w := &world{t: t, rig: rig, cfg: cfg, api: c, nodes: map[string]*testNode{}}
+	w.parts = func(p *Parts) {
+		for _, f := range parts {
+			f(p)
+		}
+	}
 	w.namespace(v1alpha1.SystemNamespace, nil)
 	w.rights()
 	for i, n := range rig.Nodes {
@@ -116,7 +123,9 @@ func (n *testNode) start() {
 	if err != nil {
 		t.Fatal(err)
 	}
-	d, err := New(opts, Parts{API: own, Edges: edges{n.w.rig.NewManager(n.Node)}, Plane: plane{}, Routes: hostRoutes{n.NS}, Prober: probe.Run})
+	parts := Parts{API: own, Edges: edges{n.w.rig.NewManager(n.Node)}, Plane: plane{}, Routes: hostRoutes{n.NS}, Prober: probe.Run}
+	n.w.parts(&parts)
+	d, err := New(opts, parts)
 	if err != nil {
 		t.Fatal(err)
 	}

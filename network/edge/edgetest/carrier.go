@@ -2,6 +2,7 @@ package edgetest
 
 import (
 	"fmt"
+	"net"
 	"net/netip"
 	"os/exec"
 	"strings"
@@ -30,6 +31,13 @@ type Carrier struct {
 
 // Carried makes a Network with a Carrier and edges on all nodes; number is below 50.
 func (r *Rig) Carried(name string, number int, change ...func(*edge.Spec)) *Network {
+	r.t.Helper()
+	c := r.Carrier(name, number)
+	return r.network(name, uint32(0xca000000+number), c, append([]func(*edge.Spec){func(s *edge.Spec) { s.VNI, s.Uplinks = 0, true }}, change...)...)
+}
+
+// Carrier makes a Carrier.
+func (r *Rig) Carrier(name string, number int) *Carrier {
 	r.t.Helper()
 	c := &Carrier{
 		rig: r, bridge: fmt.Sprintf("brq%d", number), L2: r.Namespace(name + "-l2"),
@@ -72,8 +80,7 @@ func (r *Rig) Carried(name string, number int, change ...func(*edge.Spec)) *Netw
 	c.Host = r.Namespace(name + "-host")
 	r.join(l2, c.Host, "host", netip.MustParseAddr("192.168.0.200"), netip.MustParseAddr("fd00:1::200"))
 	Command(r, c.Host, "sh", "-c", "ip route add default via 192.168.0.1; ip route add default via fd00:1::1")
-	n := r.network(name, uint32(0xca000000+number), c, append([]func(*edge.Spec){func(s *edge.Spec) { s.VNI, s.Uplinks = 0, true }}, change...)...)
-	return n
+	return c
 }
 
 func addBridge(r *Rig, h *netlink.Handle, name string) {
@@ -98,12 +105,26 @@ func enslave(r *Rig, h *netlink.Handle, name, bridge string) {
 // Wire does what the agent does when it finds a Pod's uplink.
 func (c *Carrier) Wire(p *Pod) {
 	c.rig.t.Helper()
-	nl, err := p.Node.NS.Netlink()
-	must(c.rig.t, err)
+	must(c.rig.t, c.Plug(p.Node, p.Attachment.Uplink, p.Attachment.MAC, p.Addresses))
+}
+
+// Plug does it for a link of a node's by name.
+func (c *Carrier) Plug(node *Node, tap string, mac net.HardwareAddr, addresses []netip.Addr) error {
+	nl, err := node.NS.Netlink()
+	if err != nil {
+		return err
+	}
 	defer nl.Close()
-	tap := p.Attachment.Uplink
+	br, err := nl.LinkByName(c.bridge)
+	if err != nil {
+		return err
+	}
+	l, err := nl.LinkByName(tap)
+	if err != nil {
+		return err
+	}
 	var v4, v6 []string
-	for _, a := range p.Addresses {
+	for _, a := range addresses {
 		if a.Is4() {
 			v4 = append(v4, a.String())
 		} else {
@@ -112,13 +133,13 @@ func (c *Carrier) Wire(p *Pod) {
 	}
 	var rules strings.Builder
 	from := fmt.Sprintf("add rule bridge agent prerouting iifname %s ", tap)
-	fmt.Fprintf(&rules, "%sether saddr != %s goto refuse; ", from, p.Attachment.MAC)
+	fmt.Fprintf(&rules, "%sether saddr != %s goto refuse; ", from, mac)
 	one := func(match string, addrs []string) {
 		fmt.Fprintf(&rules, "%s%s != { %s } goto refuse; ", from, match, strings.Join(addrs, ", "))
 	}
 	if len(v4) > 0 {
 		one("arp saddr ip", v4)
-		fmt.Fprintf(&rules, "%sarp saddr ether != %s goto refuse; ", from, p.Attachment.MAC)
+		fmt.Fprintf(&rules, "%sarp saddr ether != %s goto refuse; ", from, mac)
 		one("ip saddr", v4)
 	} else {
 		fmt.Fprintf(&rules, "%sether type { arp, ip } goto refuse; ", from)
@@ -134,8 +155,10 @@ func (c *Carrier) Wire(p *Pod) {
 	} else {
 		fmt.Fprintf(&rules, "%sether type ip6 goto refuse; ", from)
 	}
-	Command(c.rig, p.Node.NS, "nft", rules.String())
-	enslave(c.rig, nl, tap, c.bridge)
+	if out, err := command(node.NS, "nft", rules.String()); err != nil {
+		return fmt.Errorf("nft: %w: %s", err, out)
+	}
+	return nl.LinkSetMaster(l, br)
 }
 
 // Refused is how many frames of uplinks the bridges of a node did not take, of all
@@ -152,11 +175,16 @@ func (c *Carrier) Refused(n *Node) string {
 }
 
 // Command runs a command in a namespace.
-func Command(r *Rig, ns *netns.NS, command ...string) string {
+func Command(r *Rig, ns *netns.NS, args ...string) string {
 	r.t.Helper()
-	out, err := exec.Command("nsenter", append([]string{"--net=" + ns.Path()}, command...)...).CombinedOutput()
+	out, err := command(ns, args...)
 	if err != nil {
-		r.t.Fatalf("%v: %v: %s", command, err, out)
+		r.t.Fatalf("%v: %v: %s", args, err, out)
 	}
-	return string(out)
+	return out
+}
+
+func command(ns *netns.NS, args ...string) (string, error) {
+	out, err := exec.Command("nsenter", append([]string{"--net=" + ns.Path()}, args...)...).CombinedOutput()
+	return string(out), err
 }

@@ -62,11 +62,15 @@ type cluster struct {
 	stop  func()
 	// patience is how long things may take; half a minute if less.
 	patience time.Duration
+	// options changes those the controllers run with.
+	options func(*Options)
 }
 
-func start(t *testing.T) *cluster {
+func start(t *testing.T) *cluster { return startWith(t, nil) }
+
+func startWith(t *testing.T, options func(*Options)) *cluster {
 	t.Helper()
-	c := &cluster{t: t, cfg: controlplane.Start(t)}
+	c := &cluster{t: t, cfg: controlplane.Start(t), options: options}
 	var err error
 	if c.admin, err = client.New(c.cfg, client.Options{Scheme: controlplane.Scheme()}); err != nil {
 		t.Fatal(err)
@@ -118,6 +122,9 @@ func (c *cluster) run() {
 	}
 	o := testOptions()
 	o.HealthAddress, o.LeaderElect = address, true
+	if c.options != nil {
+		c.options(&o)
+	}
 	m, err := New(ctx, cfg, o)
 	if err != nil {
 		c.t.Fatal(err)

@@ -313,10 +313,15 @@ func (r *networks) remove(ctx context.Context, n, old *v1alpha1.Network) (reconc
 			continue
 		}
 		if err := p.Release(ctx, n); err != nil {
-			set(&n.Status.Conditions, n.Generation, v1alpha1.ConditionBlocked, metav1.ConditionTrue, "ProviderError",
-				fmt.Sprintf("provider %s: %v", p.Name(), err))
+			if set(&n.Status.Conditions, n.Generation, v1alpha1.ConditionBlocked, metav1.ConditionTrue, provider.Reason(err, "ProviderError"),
+				fmt.Sprintf("provider %s: %v", p.Name(), err)) {
+				r.note(n, corev1.EventTypeWarning, "DeletionBlocked", "Delete", "provider %s: %v", p.Name(), err)
+			}
 			if perr := r.patchStatus(ctx, n, old); perr != nil {
 				return reconcile.Result{}, perr
+			}
+			if provider.Reason(err, "") != "" {
+				return reconcile.Result{RequeueAfter: max(r.o.Retry, provider.RetryAfter(err))}, nil
 			}
 			return reconcile.Result{}, fmt.Errorf("release at provider %s: %w", p.Name(), err)
 		}

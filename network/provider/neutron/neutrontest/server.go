@@ -306,6 +306,9 @@ func (s *Server) answer(r *http.Request) (int, any, map[string]string) {
 		return http.StatusUnauthorized, resource{"error": resource{"code": 401, "title": "Unauthorized", "message": "The request you have made requires authentication."}}, nil
 	}
 	s.requests = append(s.requests, Request{r.Method, r.URL.Path, who.user, who.project})
+	if id, ok := strings.CutPrefix(r.URL.Path, "/v3/projects/"); ok {
+		return http.StatusOK, resource{"project": resource{"id": id, "name": id[:4], "enabled": true, "domain_id": "default", "tags": []any{}}}, nil
+	}
 	path, ok := strings.CutPrefix(r.URL.Path, "/v2.0/")
 	if !ok {
 		return http.StatusNotFound, resource{}, nil

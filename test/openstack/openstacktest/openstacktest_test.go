@@ -208,11 +208,13 @@ func TestTenants(t *testing.T) {
 	t.Run("outside", func(t *testing.T) {
 		a50.reaches("192.168.77.1")
 		a52.reaches(Outside) // SNAT
-		_, err := rules.Create(t.Context(), alpha.admin, rules.CreateOpts{
+		rule, err := rules.Create(t.Context(), alpha.admin, rules.CreateOpts{
 			SecGroupID: a52.port.SecurityGroups[0], ProjectID: alpha.id, Direction: rules.DirIngress,
 			EtherType: rules.EtherType4, Protocol: rules.ProtocolICMP, RemoteIPPrefix: Outside + "/32",
 		}).Extract()
-		if err != nil && !gophercloud.ResponseCodeIs(err, http.StatusConflict) { // an earlier test's
+		if err == nil {
+			alpha.cleanup(func(ctx context.Context) error { return rules.Delete(ctx, alpha.admin, rule.ID).ExtractErr() })
+		} else if !gophercloud.ResponseCodeIs(err, http.StatusConflict) { // somebody else's does as well
 			t.Fatal(err)
 		}
 		ip, err := floatingips.Create(t.Context(), alpha.tenant, floatingips.CreateOpts{

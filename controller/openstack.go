@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/spf13/pflag"
@@ -30,8 +31,10 @@ type OpenStack struct {
 		// Address of the webhook that the API server asks; none if empty.
 		Address, Cert, Key, ClientCA string
 		Roles, Tenants               string
-		// Wrap replaces the way to Keystone. There is no flag for it.
-		Wrap func(http.RoundTripper) http.RoundTripper
+		// Wrap replaces the way to Keystone, and Remember how long its answers are good. There
+		// are no flags for them.
+		Wrap     func(http.RoundTripper) http.RoundTripper
+		Remember time.Duration
 	}
 }
 
@@ -115,6 +118,9 @@ func (o *OpenStack) identity(m ctrl.Manager) (tenant.Projects, error) {
 	reviewer, err := keystone.NewReviewer(service, owners{m.GetClient()}, roles, keystone.NewMetrics(metrics.Registry))
 	if err != nil {
 		return nil, err
+	}
+	if o.Keystone.Remember > 0 {
+		reviewer.Remember = o.Keystone.Remember
 	}
 	server, err := keystone.NewServer(reviewer, keystone.ServerOptions{
 		Address: o.Keystone.Address, CertFile: o.Keystone.Cert, KeyFile: o.Keystone.Key, ClientCAFile: o.Keystone.ClientCA,

@@ -65,6 +65,10 @@ type Tenants interface {
 
 // Reviewer answers who a token is. It is safe for concurrent use.
 type Reviewer struct {
+	// Remember is how long an answer is good at most: PositiveTTL, unless it is set to less
+	// before the first review.
+	Remember time.Duration
+
 	keystone Validator
 	tenants  Tenants
 	roles    Roles
@@ -89,6 +93,7 @@ func NewReviewer(keystone Validator, tenants Tenants, roles Roles, metrics *Metr
 		return nil, err
 	}
 	return &Reviewer{
+		Remember: PositiveTTL,
 		keystone: keystone, tenants: tenants, roles: roles, metrics: metrics, key: key,
 		positive: cache.NewLRUExpireCache(cached), negative: cache.NewLRUExpireCache(cached),
 		slots: semaphore.NewWeighted(atOnce),
@@ -197,7 +202,7 @@ func (r *Reviewer) ask(key [sha256.Size]byte, bearer string) answer {
 		return r.refused(key, err)
 	}
 	// Counted from before the question: what was revoked since is forgotten in time.
-	if ttl := min(PositiveTTL, time.Until(identity.Expires)) - time.Since(began); ttl > 0 {
+	if ttl := min(r.Remember, time.Until(identity.Expires)) - time.Since(began); ttl > 0 {
 		r.positive.Add(key, answer{identity: identity}, ttl)
 	}
 	return answer{identity: identity}

@@ -70,7 +70,7 @@ func (p *Provider) ensurePort(ctx context.Context, n *v1alpha1.Network, x *v1alp
 	case h.VIFType == nil:
 		return st, provider.Faultf(forbidden, "the controller's account may not read binding:vif_type of port %s: give it the role its profile needs (docs/openstack.md, Credentials): %w", h.ID, errdefs.ErrPermissionDenied)
 	case *h.VIFType == bindingFailed, *h.VIFType == unbound:
-		return st, provider.Faultf(v1alpha1.ReasonBindingFailed, "Neutron cannot bind port %s to host %s (%s): %s: %w", h.ID, w.Host, *h.VIFType, agentsOf(ctx, c, w.Host), errdefs.ErrFailedPrecondition)
+		return st, provider.Faultf(v1alpha1.ReasonBindingFailed, "Neutron cannot bind port %s to host %s (%s): %s: %w", h.ID, w.Host, *h.VIFType, p.agentsOf(ctx, c, w.Host), errdefs.ErrFailedPrecondition)
 	}
 	st.VIFType = *h.VIFType
 	st.Wired = h.Status == statusActive
@@ -187,9 +187,10 @@ func (p *Provider) ownPort(ctx context.Context, c *openstack.Client, w portWish)
 }
 
 // agentsOf says what is known of a host's agents, for a message.
-func agentsOf(ctx context.Context, c *openstack.Client, host string) string {
+func (p *Provider) agentsOf(ctx context.Context, c *openstack.Client, host string) string {
 	all, err := list[agent](ctx, c, agents, url.Values{"host": {host}})
-	if err != nil {
+	// To other accounts Neutron says that there is none.
+	if err != nil || p.o.Cloud.Profile() != openstack.Full {
 		return "see `openstack network agent list --host " + host + "`"
 	}
 	var dead []string

@@ -14,6 +14,7 @@ import (
 	"github.com/containerd/log"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	v1alpha1 "github.com/hypernetes/hypernetes/api/hypernetes/v1alpha1"
@@ -236,6 +237,7 @@ func (d *Daemon) rewire(ctx context.Context, s *snapshot, spec edge.Spec) error 
 	if !spec.Uplinks {
 		return nil
 	}
+	key := client.ObjectKeyFromObject(s.Network)
 	byLink := map[string]*VIF{}
 	for _, p := range s.ports() {
 		if p.link != "" && p.vif != nil {
@@ -251,17 +253,18 @@ func (d *Daemon) rewire(ctx context.Context, s *snapshot, spec edge.Spec) error 
 		if !changed {
 			continue
 		}
-		if err := d.rewireOne(ctx, r, byLink); err != nil {
+		if err := d.rewireOne(ctx, key, r, byLink); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func (d *Daemon) rewireOne(ctx context.Context, r *record, byLink map[string]*VIF) error {
+func (d *Daemon) rewireOne(ctx context.Context, key types.NamespacedName, r *record, byLink map[string]*VIF) error {
 	unlock, ok := d.calls.tryLock(r.ContainerID)
 	if !ok {
-		return nil // a call is under way; the next sync looks again
+		d.enqueue(key) // a call is under way: look again
+		return nil
 	}
 	defer unlock()
 	if is, ok := d.records.get(r.key()); !ok || is != r {

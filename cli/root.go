@@ -56,6 +56,7 @@ own network and file systems stay as they are. The API server is published on
 		newUpCommand(), newDownCommand(), newStatusCommand(), newResetCommand(), newDoctorCommand(),
 		newLogsCommand(), newKubectlCommand(), newServerCommand(), newAgentCommand(), newTokenCommand(),
 		newTenantCommand(), newNetworkCommand(), newApplyCommand(), newConvertCommand(),
+		newLoginCommand(), newCredentialCommand(),
 		newNodeCommand(), newDevCommand(), newImageCommand(), newVersionCommand(),
 		newSuperviseCommand(), newAnchorCommand(),
 	)

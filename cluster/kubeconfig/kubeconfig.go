@@ -10,6 +10,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 	"syscall"
 
 	"github.com/containerd/errdefs"
@@ -30,8 +31,20 @@ type Entry struct {
 	CertFile, KeyFile string
 	// Token is written instead of a certificate if set.
 	Token string
+	// Exec is written instead of a certificate or a token if set.
+	Exec *Exec
 	// Namespace of the context; "default" if empty.
 	Namespace string
+}
+
+// Exec is a program that prints credentials (client.authentication.k8s.io/v1).
+type Exec struct {
+	Command string
+	Args    []string
+	// Env are further variables, as NAME=value.
+	Env []string
+	// Hint says what to do if the program is not there.
+	Hint string
 }
 
 // doc keeps a kubeconfig as plain maps so that fields this program does not know
@@ -208,6 +221,16 @@ func put(d doc, e Entry) {
 	add("clusters", "cluster", doc{"server": e.Server, "certificate-authority-data": b64(e.CA)})
 	user := doc{"client-certificate-data": b64(e.Cert), "client-key-data": b64(e.Key)}
 	switch {
+	case e.Exec != nil:
+		env := []any{}
+		for _, pair := range e.Exec.Env {
+			name, value, _ := strings.Cut(pair, "=")
+			env = append(env, doc{"name": name, "value": value})
+		}
+		user = doc{"exec": doc{
+			"apiVersion": "client.authentication.k8s.io/v1", "command": e.Exec.Command, "args": e.Exec.Args, "env": env,
+			"installHint": e.Exec.Hint, "interactiveMode": "Never", "provideClusterInfo": false,
+		}}
 	case e.Token != "":
 		user = doc{"token": e.Token}
 	case e.CertFile != "":

@@ -74,6 +74,15 @@ func (o Options) Find() (string, error) {
 	return "", fmt.Errorf("no clouds.yaml in %s: make one, or name it with OS_CLIENT_CONFIG_FILE: %w", strings.Join(places, ", "), errdefs.ErrNotFound)
 }
 
+// Clouds are the names of those in the clouds.yaml that counts.
+func Clouds(o Options) ([]string, error) {
+	file, err := o.Find()
+	if err != nil {
+		return nil, err
+	}
+	return settings{}.read(file, "")
+}
+
 type cloudFile struct {
 	Clouds map[string]*struct {
 		// Auth is taken as it is written: a password 0123 is no number.

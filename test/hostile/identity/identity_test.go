@@ -18,6 +18,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -489,11 +490,16 @@ func TestKeystoneDown(t *testing.T) {
 		case <-r.Context().Done():
 		}
 	})
-	for range 3 {
-		if _, err := w.who(login2); !apierrors.IsUnauthorized(err) {
-			t.Errorf("a token that cannot be checked: %v", err)
-		}
+	// Enough of them to open the breaker, at once, as each waits for its time-out.
+	var wg sync.WaitGroup
+	for _, tok := range []string{login2, login2 + "a", login2 + "b"} {
+		wg.Go(func() {
+			if _, err := w.who(tok); !apierrors.IsUnauthorized(err) {
+				t.Errorf("a token that cannot be checked: %v", err)
+			}
+		})
 	}
+	wg.Wait()
 	// x509, and impersonation by who has that.
 	if err := w.admin.List(t.Context(), &corev1.SecretList{}); err != nil {
 		t.Errorf("x509: %v", err)

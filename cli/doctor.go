@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"slices"
 	"strings"
 	"time"
@@ -16,6 +17,7 @@ import (
 	"github.com/hypernetes/hypernetes/cluster/layout"
 	"github.com/hypernetes/hypernetes/cluster/settings"
 	"github.com/hypernetes/hypernetes/cluster/status"
+	"github.com/hypernetes/hypernetes/network/netns"
 )
 
 func newDoctorCommand() *cobra.Command {
@@ -43,7 +45,7 @@ func newDoctorCommand() *cobra.Command {
 		}
 		st, err := status.NewClient(l.StatusSocket()).Status(cmd.Context())
 		running := err == nil && st.PID > 0 || holdsPorts(l, s)
-		results := doctor.Run(cmd.Context(), doctor.Machine(doctor.Input{Artifacts: a, Settings: s, Running: running}))
+		results := doctor.Run(cmd.Context(), doctor.Machine(doctor.Input{Artifacts: a, Settings: s, Running: running, Dial: dialNode(st)}))
 		if *output == "json" {
 			err = printJSON(cmd.OutOrStdout(), results)
 		} else {
@@ -58,6 +60,24 @@ func newDoctorCommand() *cobra.Command {
 		return nil
 	}
 	return cmd
+}
+
+// dialNode reaches the network of a node that runs.
+func dialNode(st status.Node) doctor.Dial {
+	if st.Settings.HostNetwork {
+		return (&net.Dialer{}).DialContext
+	}
+	if st.AnchorPID <= 0 {
+		return nil
+	}
+	return func(ctx context.Context, network, address string) (net.Conn, error) {
+		ns, err := netns.Open(fmt.Sprintf("/proc/%d/ns/net", st.AnchorPID))
+		if err != nil {
+			return nil, err
+		}
+		defer ns.Close()
+		return ns.DialContext(ctx, network, address)
+	}
 }
 
 // holdsPorts reports whether components that outlived their daemon have the ports of a

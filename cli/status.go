@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"os"
@@ -12,6 +13,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/hypernetes/hypernetes/cluster"
+	"github.com/hypernetes/hypernetes/cluster/doctor"
 	"github.com/hypernetes/hypernetes/cluster/status"
 	"github.com/hypernetes/hypernetes/cluster/supervisor"
 )
@@ -40,6 +42,7 @@ func newStatusCommand() *cobra.Command {
 			return err
 		}
 		st.Nodes = furtherStatus(cmd.Context(), l.Name)
+		st.OpenStack = cloudStatus(cmd.Context(), st)
 		if *output == "json" {
 			err = printJSON(cmd.OutOrStdout(), st)
 		} else {
@@ -54,6 +57,26 @@ func newStatusCommand() *cobra.Command {
 		return nil
 	}
 	return cmd
+}
+
+// cloudStatus asks the cluster's cloud, from the node.
+func cloudStatus(ctx context.Context, st status.Node) *status.OpenStack {
+	dial := dialNode(st)
+	if st.Settings.OpenStack == nil || dial == nil {
+		return nil
+	}
+	c, err := doctor.CloudCredentials(*st.Settings.OpenStack)
+	if err != nil {
+		return &status.OpenStack{Message: err.Error()}
+	}
+	// Whoever asks for the node's status must not wait long for somebody else's.
+	ctx, cancel := context.WithTimeout(ctx, 3*time.Second)
+	defer cancel()
+	said, err := doctor.AskCloud(ctx, c, dial)
+	if err != nil {
+		return &status.OpenStack{Message: err.Error()}
+	}
+	return &status.OpenStack{Answers: true, Message: said}
 }
 
 func printStatus(w io.Writer, st status.Node) error {
@@ -72,6 +95,9 @@ func printStatus(w io.Writer, st status.Node) error {
 	}
 	for _, n := range st.Nodes {
 		fmt.Fprintf(w, "further node: %s %s (%s)\n", n.Name, n.Phase, n.IP)
+	}
+	if st.OpenStack != nil {
+		fmt.Fprintf(w, "OpenStack: %s\n", st.OpenStack.Message)
 	}
 	if len(st.Components) == 0 {
 		return nil

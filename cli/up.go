@@ -18,12 +18,12 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
+	"github.com/hypernetes/hypernetes/cluster/doctor"
 	"github.com/hypernetes/hypernetes/cluster/kubeconfig"
 	"github.com/hypernetes/hypernetes/cluster/layout"
 	"github.com/hypernetes/hypernetes/cluster/node"
 	"github.com/hypernetes/hypernetes/cluster/settings"
 	"github.com/hypernetes/hypernetes/cluster/status"
-	"github.com/hypernetes/hypernetes/identity/keystone/login"
 )
 
 // nodeOptions are the flags of commands that start a node.
@@ -35,6 +35,7 @@ type nodeOptions struct {
 	egress          bool
 	ignorePreflight bool
 	openStack       settings.OpenStack
+	reserved        []string
 }
 
 // add adds the flags of a node in namespaces of its own, addCommon those of any node.
@@ -57,6 +58,10 @@ func (o *nodeOptions) addOpenStack(f *pflag.FlagSet) {
 	f.StringVar(&o.openStack.Cloud, "openstack-cloud", "", "which cloud of it")
 	f.StringVar(&o.openStack.KeystoneRoles, "keystone-roles", "", "Keystone's roles and what they stand for: member=manager,…; reader, member and manager for themselves if empty")
 	f.StringVar(&o.openStack.KeystoneTenants, "keystone-tenants", "", "Keystone projects that tenants are made for: tag=NAME or domain=ID; none if empty")
+	f.StringVar(&o.openStack.Networks, "network-provider", settings.Builtin, "who carries Networks that name nobody: builtin, or neutron of the OpenStack cloud")
+	f.StringVar(&o.openStack.External, "openstack-external-network", "", "name or ID of the cloud's network that routers lead to and floating IPs are of; the only one if empty")
+	f.StringVar(&o.openStack.Profile, "openstack-profile", "full", "full: the cluster's user has the role admin; least: a role in each tenant's project")
+	f.StringSliceVar(&o.reserved, "reserve-cidr", nil, "network that no tenant may use, such as that of OpenStack's APIs; may be repeated")
 }
 
 // mergeOpenStack puts the flags that were given into the settings.
@@ -71,6 +76,10 @@ func (o *nodeOptions) mergeOpenStack(s *settings.Node, f *pflag.FlagSet) error {
 		"openstack-cloud":        {&cloud.Cloud, &o.openStack.Cloud},
 		"keystone-roles":         {&cloud.KeystoneRoles, &o.openStack.KeystoneRoles},
 		"keystone-tenants":       {&cloud.KeystoneTenants, &o.openStack.KeystoneTenants},
+
+		"network-provider":           {&cloud.Networks, &o.openStack.Networks},
+		"openstack-external-network": {&cloud.External, &o.openStack.External},
+		"openstack-profile":          {&cloud.Profile, &o.openStack.Profile},
 	} {
 		if f.Changed(name) {
 			*field.to, changed = *field.from, true
@@ -80,6 +89,9 @@ func (o *nodeOptions) mergeOpenStack(s *settings.Node, f *pflag.FlagSet) error {
 		return nil
 	}
 	if cloud.CloudConfig == "" && cloud.Cloud == "" {
+		if f.Changed("network-provider") && cloud.Networks == settings.Neutron {
+			return fmt.Errorf("network-provider %s: needs --openstack-cloud-config and --openstack-cloud: %w", cloud.Networks, errdefs.ErrInvalidArgument)
+		}
 		s.OpenStack = nil
 		return nil
 	}
@@ -95,14 +107,7 @@ func (o *nodeOptions) mergeOpenStack(s *settings.Node, f *pflag.FlagSet) error {
 		return err
 	}
 	// What h8s-controller would end with is said here.
-	st, err := os.Stat(cloud.CloudConfig)
-	if err != nil {
-		return fmt.Errorf("openstack-cloud-config: %w: %w", err, errdefs.ErrInvalidArgument)
-	}
-	if mode := st.Mode().Perm(); mode&0o077 != 0 {
-		return fmt.Errorf("openstack-cloud-config: %s has mode %#o and holds a secret: chmod 600 it: %w", cloud.CloudConfig, uint32(mode), errdefs.ErrInvalidArgument)
-	}
-	_, err = login.FromFile(cloud.CloudConfig, cloud.Cloud)
+	_, err := doctor.CloudCredentials(cloud)
 	return err
 }
 
@@ -133,6 +138,9 @@ func (o *nodeOptions) settings(l layout.Node, f *pflag.FlagSet) (settings.Node, 
 			}
 			s.Publish = append(s.Publish, p)
 		}
+	}
+	if f.Changed("reserve-cidr") {
+		s.Reserved = o.reserved
 	}
 	if err := o.mergeOpenStack(&s, f); err != nil {
 		return s, err

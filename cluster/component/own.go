@@ -1,6 +1,7 @@
 package component
 
 import (
+	"cmp"
 	"fmt"
 	"strings"
 
@@ -49,6 +50,9 @@ func controller(in Input) Component {
 			"--keystone-webhook-client-ca="+in.pki("front-proxy-ca.crt"),
 			"--keystone-roles="+o.KeystoneRoles,
 			"--keystone-tenants="+o.KeystoneTenants,
+			"--default-provider="+cmp.Or(o.Networks, settings.Builtin),
+			"--openstack-external-network="+o.External,
+			"--openstack-profile="+cmp.Or(o.Profile, "full"),
 		)
 	}
 	return c
@@ -77,7 +81,7 @@ const fabricMTU = 1500
 // reserved lists what a tenant's Network must not overlap: addresses that mean something
 // to the node wherever they are seen.
 func reserved(s settings.Node) []string {
-	out := []string{settings.ServiceCIDR, settings.ServiceCIDR6, settings.PodCIDR}
+	out := append([]string{settings.ServiceCIDR, settings.ServiceCIDR6, settings.PodCIDR}, s.Reserved...)
 	if s.HostNetwork {
 		return append(out, s.NodeIP+"/32")
 	}

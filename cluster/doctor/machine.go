@@ -31,6 +31,8 @@ type Input struct {
 	Running bool
 	// Quick leaves out checks that take more than a moment and cannot fail a start.
 	Quick bool
+	// Dial reaches the node's network; nil if there is none to be reached.
+	Dial Dial
 }
 
 const (
@@ -63,6 +65,9 @@ func Machine(in Input) []Check {
 	}
 	if !in.Quick {
 		checks = append(checks, Check{"kvm", kvm})
+	}
+	if in.Settings.OpenStack != nil {
+		checks = append(checks, Check{"openstack", cloud(*in.Settings.OpenStack, in.Dial)})
 	}
 	if in.Settings.Egress {
 		checks = append(checks, Check{"slirp4netns", tool("slirp4netns", "slirp4netns", "--egress needs it")})

@@ -92,6 +92,9 @@ type Node struct {
 	NodeIP string `json:"nodeIP"`
 	// OpenStack is the cloud the cluster belongs to, if any.
 	OpenStack *OpenStack `json:"openStack,omitempty"`
+	// Reserved are further ranges that no tenant's Network may overlap: networks that the
+	// nodes reach things in, such as OpenStack's APIs.
+	Reserved []string `json:"reserved,omitempty"`
 }
 
 // OpenStack says where the cluster's credentials are and how the cloud's users are let in.
@@ -103,7 +106,19 @@ type OpenStack struct {
 	// KeystoneRoles and KeystoneTenants are h8s-controller's flags of those names.
 	KeystoneRoles   string `json:"keystoneRoles,omitempty"`
 	KeystoneTenants string `json:"keystoneTenants,omitempty"`
+	// Networks says who carries Networks that name nobody: Builtin, also if empty, or Neutron.
+	Networks string `json:"networks,omitempty"`
+	// External and Profile are h8s-controller's --openstack-external-network and
+	// --openstack-profile.
+	External string `json:"external,omitempty"`
+	Profile  string `json:"profile,omitempty"`
 }
+
+// Providers of Networks, as h8s-controller calls them.
+const (
+	Builtin = "builtin"
+	Neutron = "neutron"
+)
 
 // validate checks what can be told without reading the file.
 func (o OpenStack) validate() error {
@@ -114,6 +129,10 @@ func (o OpenStack) validate() error {
 		return fmt.Errorf("openstack-cloud-config %q: want an absolute path: %w", o.CloudConfig, errdefs.ErrInvalidArgument)
 	case strings.HasPrefix(filepath.Clean(o.CloudConfig)+"/", "/run/"):
 		return fmt.Errorf("openstack-cloud-config %q: a node has a /run of its own: put the file elsewhere, for example into /etc/openstack: %w", o.CloudConfig, errdefs.ErrInvalidArgument)
+	case o.Networks != "" && o.Networks != Builtin && o.Networks != Neutron:
+		return fmt.Errorf("network-provider %q: want %s or %s: %w", o.Networks, Builtin, Neutron, errdefs.ErrInvalidArgument)
+	case o.Profile != "" && o.Profile != "full" && o.Profile != "least":
+		return fmt.Errorf("openstack-profile %q: want full or least: %w", o.Profile, errdefs.ErrInvalidArgument)
 	}
 	return nil
 }
@@ -225,6 +244,14 @@ func (n Node) Validate() error {
 		if err := n.OpenStack.validate(); err != nil {
 			return err
 		}
+	}
+	for _, text := range n.Reserved {
+		if p, err := netip.ParsePrefix(text); err != nil || p != p.Masked() {
+			return fmt.Errorf("reserve-cidr %q: want a network like 10.250.0.0/24: %w", text, errdefs.ErrInvalidArgument)
+		}
+	}
+	if len(n.Reserved) > 0 && (n.IsAgent() || n.RuntimeOnly) {
+		return fmt.Errorf("reserve-cidr: only a server knows tenants: leave it out here: %w", errdefs.ErrInvalidArgument)
 	}
 	if n.Egress && n.HostNetwork {
 		return fmt.Errorf("egress: a node on the host network needs none: %w", errdefs.ErrInvalidArgument)

@@ -102,6 +102,15 @@ func TestOpenStack(t *testing.T) {
 		"below run":    {func(n *Node) { n.OpenStack.CloudConfig = "/run/../run/clouds.yaml" }, false},
 		"an agent":     {func(n *Node) { n.Role, n.Server = Agent, "https://192.0.2.1:6443" }, false},
 		"runtime only": {func(n *Node) { n.RuntimeOnly = true }, false},
+		"networks":     {func(n *Node) { n.OpenStack.Networks, n.OpenStack.Profile = Neutron, "least" }, true},
+		"no provider":  {func(n *Node) { n.OpenStack.Networks = "calico" }, false},
+		"no profile":   {func(n *Node) { n.OpenStack.Profile = "root" }, false},
+		"reserved":     {func(n *Node) { n.Reserved = []string{"10.250.0.0/24", "fd00::/64"} }, true},
+		"host bits":    {func(n *Node) { n.Reserved = []string{"10.250.0.1/24"} }, false},
+		"no range":     {func(n *Node) { n.Reserved = []string{"10.250"} }, false},
+		"reserved at an agent": {func(n *Node) {
+			n.Role, n.Server, n.OpenStack, n.Reserved = Agent, "https://192.0.2.1:6443", nil, []string{"10.250.0.0/24"}
+		}, false},
 	} {
 		n := Node{Name: "x", APIPort: 6443, NodeIP: IsolatedIP, OpenStack: &OpenStack{CloudConfig: "/etc/openstack/clouds.yaml", Cloud: "service"}}
 		c.change(&n)

@@ -43,6 +43,14 @@ type Node struct {
 	Error      string              `json:"error,omitempty"`
 	// Nodes are the further nodes of this machine (h8s dev nodes).
 	Nodes []Further `json:"nodes,omitempty"`
+	// OpenStack is how the cluster's cloud is, if it has one.
+	OpenStack *OpenStack `json:"openStack,omitempty"`
+}
+
+// OpenStack says whether the cluster's cloud answers, as seen from the node.
+type OpenStack struct {
+	Answers bool   `json:"answers"`
+	Message string `json:"message"`
 }
 
 // Further is another node of the machine in the same cluster.

@@ -220,6 +220,9 @@ func (r *Reviewer) unavailable(err error) answer {
 	if errors.Is(err, gobreaker.ErrOpenState) || errors.Is(err, gobreaker.ErrTooManyRequests) {
 		err = errors.New("keystone did not answer a moment ago and is not asked again yet")
 	}
+	if errdefs.IsUnavailable(err) {
+		return answer{err: fmt.Errorf("the token cannot be checked: %w", err)}
+	}
 	return answer{err: fmt.Errorf("the token cannot be checked: %w: %w", err, errdefs.ErrUnavailable)}
 }
 

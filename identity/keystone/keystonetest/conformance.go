@@ -108,6 +108,21 @@ func Conformance(t *testing.T, k Keystone, service func(login.Credentials) Asker
 		if got := validate(t, second.ID); got.Project.ID != red || slices.Contains(roles(got), "manager") {
 			t.Errorf("%+v", got)
 		}
+		c.ProjectID = ""
+		if got := a.Token(c); got.ID != first.ID || got.Project.ID != blue {
+			t.Errorf("a token as it is: %+v", got)
+		}
+		loose := c
+		loose.Secret = a.Raw(ann, "unscoped")
+		if got, err := loose.Login(t.Context(), a.Client); !errdefs.IsInvalidArgument(err) {
+			t.Errorf("a token of no project: %+v %v", got, err)
+		}
+		// Logging in with a token and no scope does not keep the token's.
+		var again struct{ Token struct{ Project *struct{ ID string } } }
+		a.Try("", http.MethodPost, "/auth/tokens?nocatalog", map[string]any{"auth": map[string]any{"identity": map[string]any{"methods": []string{"token"}, "token": map[string]any{"id": first.ID}}}}, &again)
+		if again.Token.Project != nil {
+			t.Errorf("scoped to %s", again.Token.Project.ID)
+		}
 		c.ProjectID = alien
 		if _, err := c.Login(t.Context(), a.Client); !errdefs.IsUnauthorized(err) {
 			t.Errorf("a project of others: %v", err)

@@ -232,7 +232,7 @@ func (f *Fake) issue(w http.ResponseWriter, auth map[string]any) {
 		if old == nil || f.render(old) == nil || old.cred != "" || old.trust != "" {
 			deny()
 		}
-		user, i.methods, i.expires, i.project, i.audit = f.users[old.user], append([]string{"token"}, old.methods...), old.expires, old.project, old.audit
+		user, i.methods, i.expires, i.audit = f.users[old.user], append([]string{"token"}, old.methods...), old.expires, old.audit
 	case "application_credential":
 		m := dig(identity, "application_credential")
 		c := f.creds[text(m, "id")]

@@ -71,6 +71,9 @@ func HTTP(t http.RoundTripper) *http.Client {
 // Login asks Keystone for a token. The error is errdefs.ErrUnauthenticated if the
 // credentials are not good, errdefs.ErrUnavailable if Keystone could not be asked.
 func (c Credentials) Login(ctx context.Context, client *http.Client) (Issued, error) {
+	if c.Method == Token && c.ProjectID+c.ProjectName == "" {
+		return c.own(ctx, client)
+	}
 	body, err := json.Marshal(map[string]any{"auth": c.request()})
 	if err != nil {
 		return Issued{}, err
@@ -105,6 +108,34 @@ func (c Credentials) Login(ctx context.Context, client *http.Client) (Issued, er
 		return Issued{}, fmt.Errorf("keystone at %s: the answer has no X-Subject-Token: is it Keystone? %w", c.URL, errdefs.ErrUnavailable)
 	}
 	return Issued{id, t}, nil
+}
+
+// own is the token one has, as it is: Keystone gives an unscoped one for it unless a scope
+// is named.
+func (c Credentials) own(ctx context.Context, client *http.Client) (Issued, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, c.URL+"/auth/tokens?nocatalog", nil)
+	if err != nil {
+		return Issued{}, err
+	}
+	req.Header.Set("X-Auth-Token", c.Secret)
+	req.Header.Set("X-Subject-Token", c.Secret)
+	resp, text, err := do(client, req)
+	switch {
+	case err != nil:
+		return Issued{}, err
+	case resp.StatusCode == http.StatusUnauthorized || resp.StatusCode == http.StatusNotFound:
+		return Issued{}, fmt.Errorf("keystone at %s: the token of %s is not good (any more): %w", c.URL, c.Source, errdefs.ErrUnauthenticated)
+	case resp.StatusCode != http.StatusOK:
+		return Issued{}, fmt.Errorf("keystone at %s: %s: %w", c.URL, c.redact(reason(resp, text)), errdefs.ErrUnavailable)
+	}
+	t, err := token.Decode(text)
+	if err != nil {
+		return Issued{}, fmt.Errorf("keystone at %s: %w", c.URL, err)
+	}
+	if t.Project == nil {
+		return Issued{}, fmt.Errorf("%s: the token is for no project: name one by project_id (OS_PROJECT_ID), or by project_name and project_domain_name: %w", c.Source, errdefs.ErrInvalidArgument)
+	}
+	return Issued{c.Secret, t}, nil
 }
 
 // Check asks Keystone whether a token of one's own is still good.

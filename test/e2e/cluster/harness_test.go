@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/hypernetes/hypernetes/test/artifacts"
+	"github.com/hypernetes/hypernetes/test/e2e/testcluster"
 )
 
 // node is a node of this test's own.
@@ -193,7 +194,9 @@ func (n *node) inventory() []string {
 		n.t.Fatal(err)
 	}
 	for line := range strings.Lines(string(mounts)) {
-		add("mount", strings.Fields(line)[4])
+		if target := strings.Fields(line)[4]; !testcluster.Foreign(target) {
+			add("mount", target)
+		}
 	}
 	n.processes(add)
 	n.paths(add)

@@ -43,6 +43,9 @@ type Host struct {
 	APIServers []netip.AddrPort
 	// Reserved are further ranges Pods must not reach through the node.
 	Reserved []netip.Prefix
+	// Announced are external addresses of the node's own Services, those of no tenant: the
+	// node answers for them, and what it does with what comes in is kube-proxy's.
+	Announced []netip.Addr
 }
 
 // Spec is one edge as it should be.

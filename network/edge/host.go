@@ -173,7 +173,12 @@ func (m *Manager) SetHost(ctx context.Context, h Host) error {
 			return invalid("reserved range %s", p)
 		}
 	}
-	h = Host{Nodes: slices.Clone(h.Nodes), APIServers: slices.Clone(h.APIServers), Reserved: slices.Clone(h.Reserved)}
+	for _, a := range h.Announced {
+		if !a.IsValid() || a.Is4In6() || a.Zone() != "" {
+			return invalid("announced address %s", a)
+		}
+	}
+	h = Host{Nodes: slices.Clone(h.Nodes), APIServers: slices.Clone(h.APIServers), Reserved: slices.Clone(h.Reserved), Announced: slices.Clone(h.Announced)}
 	if !slices.Contains(h.Nodes, m.cfg.Node) {
 		h.Nodes = append(h.Nodes, m.cfg.Node)
 	}
@@ -186,6 +191,9 @@ func (m *Manager) SetHost(ctx context.Context, h Host) error {
 	err := m.prepareNode()
 	if err == nil {
 		err = m.syncHost("", nil)
+	}
+	if err == nil {
+		err = m.answer(h.Announced)
 	}
 	m.node.Unlock()
 	if err != nil || !changed {
@@ -663,5 +671,5 @@ func (m *Manager) forget(id string) error {
 func (m *Manager) RemoveHost() error {
 	m.node.Lock()
 	defer m.node.Unlock()
-	return removeTable(m.ns, hostTable)
+	return errors.Join(m.answer(nil), removeTable(m.ns, hostTable))
 }

@@ -159,3 +159,43 @@ func TestAnnouncement(t *testing.T) {
 		t.Errorf("left after Remove: %s", out)
 	}
 }
+
+// An address of the node's own Services is where the node that announces it is.
+func TestAnnounced(t *testing.T) {
+	t.Parallel()
+	rig := edgetest.New(t, 2)
+	for i, name := range []string{"one", "two"} {
+		edgetest.Echo(t, rig.Nodes[i].NS, name, "[::]:80")
+	}
+	at := func(i int, all ...string) {
+		t.Helper()
+		h := rig.Nodes[i].Host
+		for _, a := range all {
+			h.Announced = append(h.Announced, addrOf(a))
+		}
+		for range 2 {
+			if err := rig.Nodes[i].Manager.SetHost(t.Context(), h); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	at(0, "100.64.0.91", "fd00:64::91")
+	edgetest.Expect(t, rig.Outside, "tcp", "100.64.0.91:80", "one 100.64.0.200")
+	edgetest.Expect(t, rig.Outside, "tcp", "[fd00:64::91]:80", "one fd00:64::200")
+	at(0, "100.64.0.92")
+	at(1, "100.64.0.91", "fd00:64::91")
+	edgetest.Expect(t, rig.Outside, "tcp", "100.64.0.91:80", "two 100.64.0.200")
+	edgetest.Expect(t, rig.Outside, "tcp", "[fd00:64::91]:80", "two fd00:64::200")
+	edgetest.Expect(t, rig.Outside, "tcp", "100.64.0.92:80", "one 100.64.0.200")
+	at(0)
+	at(1)
+	edgetest.Refuse(t, rig.Outside, "tcp", "100.64.0.91:80", "100.64.0.92:80", "[fd00:64::91]:80")
+	for _, n := range rig.Nodes {
+		if out := run(t, n.NS, "ip", "-o", "link") + run(t, n.NS, "ip", "neigh", "show", "proxy"); strings.Contains(out, "h8s-own") || strings.Contains(out, "100.64.0.9") {
+			t.Errorf("left: %s", out)
+		}
+	}
+	if err := rig.Nodes[0].Manager.SetHost(t.Context(), edge.Host{Announced: []netip.Addr{{}}}); err == nil {
+		t.Error("an address that is none is announced")
+	}
+}

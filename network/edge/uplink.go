@@ -409,7 +409,8 @@ func syncProxies(h *netlink.Handle, index int, want []netip.Addr, ipv6 bool) err
 }
 
 // wireEnds are an uplink's two ends, nil both if there are none. Half of one, and one under
-// another name, is removed; so is what an attachment that is gone has left under the name.
+// another name, is removed; so is one of another Pod's under the name: the port is this
+// one's now, and the other's attachment is about to go or has gone.
 func (e *Edge) wireEnds(inner, name string) (here, outer netlink.Link, err error) {
 	if here, err = linkByName(e.nl, inner); err != nil {
 		return nil, nil, err
@@ -432,9 +433,6 @@ func (e *Edge) wireEnds(inner, name string) (here, outer netlink.Link, err error
 	stale, err := e.nl.LinkByIndex(outer.Attrs().ParentIndex)
 	if err != nil || !strings.HasPrefix(stale.Attrs().Name, portLinks) || stale.Attrs().ParentIndex != outer.Attrs().Index {
 		return nil, nil, nil // another's
-	}
-	if pod, err := linkByName(e.nl, podOf(stale.Attrs().Name)); err != nil || pod != nil {
-		return nil, nil, err
 	}
 	if err := e.nl.LinkDel(stale); err != nil && !missing(err) {
 		return nil, nil, err
@@ -555,11 +553,14 @@ func (e *Edge) syncUplinkReach() error {
 			{pref: prefMain, table: unix.RT_TABLE_MAIN},
 		}
 	}
+	// Of two with one address the later is the one who has it.
 	names := make([]string, 0, len(attached))
-	for name := range attached {
-		names = append(names, name)
+	for _, l := range links {
+		if len(attached[l.Attrs().Name]) > 0 {
+			names = append(names, l.Attrs().Name)
+		}
 	}
-	slices.Sort(names)
+	slices.SortFunc(names, func(a, b string) int { return byName[a].Attrs().Index - byName[b].Attrs().Index })
 	zeros := map[bool]netip.Prefix{true: netip.PrefixFrom(netip.IPv4Unspecified(), 0), false: netip.PrefixFrom(netip.IPv6Unspecified(), 0)}
 	borrowed := map[bool]bool{}
 	for _, name := range names {

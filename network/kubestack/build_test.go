@@ -275,7 +275,7 @@ func TestRecords(t *testing.T) {
 	if !ok || !cmp.Equal(got, r, cmp.Comparer(func(a, b netip.Addr) bool { return a == b })) || len(s.list()) != 1 {
 		t.Errorf("read %+v", got)
 	}
-	if l := s.links(types.NamespacedName{Namespace: "t", Name: "n"}); l["p"] != "p1" {
+	if l := s.nics(types.NamespacedName{Namespace: "t", Name: "n"}, nil); l["p"].Link != "p1" {
 		t.Errorf("links %v", l)
 	}
 	for range 2 {

@@ -307,6 +307,29 @@ func (d *Daemon) present() map[types.NamespacedName]bool {
 	return out
 }
 
+// announced are the addresses this node answers for whose Services belong to no tenant.
+func (d *Daemon) announced(nodes map[string]node) []netip.Addr {
+	ready := readyNodes(nodes)
+	var out []netip.Addr
+	for key, vips := range d.cluster.vips() {
+		namespace, _, _ := strings.Cut(key, "/")
+		if _, _, bound := d.cluster.bound(namespace); bound {
+			continue
+		}
+		// A namespace that was a tenant's a moment ago is nobody's, but not the node's own.
+		if ns, ok := d.cluster.namespaces.get(namespace); !ok || ns.Labels[v1alpha1.LabelTenant] != "" {
+			continue
+		}
+		for _, v := range vips {
+			if winner(v.Address, ready) == d.opts.Node {
+				out = append(out, v.Address)
+			}
+		}
+	}
+	slices.SortFunc(out, netip.Addr.Compare)
+	return out
+}
+
 func (d *Daemon) addBound(to map[types.NamespacedName]bool, service string) {
 	namespace, _, _ := strings.Cut(service, "/")
 	if key, _, ok := d.cluster.bound(namespace); ok {
@@ -377,6 +400,7 @@ func (d *Daemon) syncNode(ctx context.Context) error {
 	}
 	slices.SortFunc(host.Nodes, netip.Addr.Compare)
 	host.Nodes = slices.Compact(host.Nodes)
+	host.Announced = d.announced(nodes)
 	slices.SortFunc(host.Reserved, func(a, b netip.Prefix) int { return cmp.Compare(a.String(), b.String()) })
 	d.host.Lock()
 	err := errors.Join(d.edges.SetHost(ctx, host), d.routes.Sync(ctx, routesTo(nodes, d.opts.Node)))

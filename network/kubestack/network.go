@@ -242,9 +242,15 @@ func (n *network) snapshot() (*snapshot, error) {
 		return nil, fmt.Errorf("network %s: %w", n.key, errNoNetwork)
 	}
 	s := &snapshot{
-		Network: object, Namespaces: d.cluster.namespacesOf(n.key), Ports: n.knownPorts(), Links: d.records.links(n.key), VIFs: d.records.vifs(n.key),
+		Network: object, Namespaces: d.cluster.namespacesOf(n.key), Ports: n.knownPorts(), Links: map[string]string{}, VIFs: map[string]VIF{},
 		Pods: map[types.UID]*corev1.Pod{}, Nodes: d.cluster.allNodes(d.opts.NodeIP), Self: d.opts.Node,
 		VIPs: d.cluster.vips(), Floating: d.cluster.floatingOf(n.key), Ranges: d.opts.ServiceCIDRs,
+	}
+	for port, c := range d.records.nics(n.key, s.Ports) {
+		s.Links[port] = c.Link
+		if c.VIF != nil {
+			s.VIFs[port] = *c.VIF
+		}
 	}
 	s.Kubernetes, _ = d.cluster.kubernetes.get(corev1.NamespaceDefault + "/kubernetes")
 	// A node knows its own address before its Node does.

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"os"
 	"os/exec"
 	"slices"
 	"strings"
@@ -17,7 +18,6 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/controller/controllerutil"
 
@@ -25,6 +25,7 @@ import (
 	api "github.com/hypernetes/hypernetes/api/kubestack/v1"
 	"github.com/hypernetes/hypernetes/network/edge/edgetest"
 	"github.com/hypernetes/hypernetes/network/provider"
+	"github.com/hypernetes/hypernetes/test/controlplane"
 )
 
 const anID = "60f43890-b711-45b5-87d1-8a6e1181473d"
@@ -102,12 +103,11 @@ type cloud struct {
 	unbound map[string]bool
 	deaf    map[string]bool
 	away    bool // the controller does nothing
-	wired   map[types.UID]string
 }
 
 func newCloud(w *world, done <-chan struct{}, wg *sync.WaitGroup) *cloud {
 	c := &cloud{w: w, carriers: map[string]*edgetest.Carrier{}, vif: vifBridge, taken: func(string) bool { return false },
-		unbound: map[string]bool{}, deaf: map[string]bool{}, wired: map[types.UID]string{}}
+		unbound: map[string]bool{}, deaf: map[string]bool{}}
 	wg.Go(func() {
 		for t := time.NewTicker(20 * time.Millisecond); ; {
 			select {
@@ -193,10 +193,7 @@ func (c *cloud) decide(p *v1alpha1.Port) {
 		meta.RemoveStatusCondition(&s.Conditions, v1alpha1.ConditionWired)
 		return
 	}
-	if c.wired[p.UID] != s.ProviderPortID && !c.deaf[p.Spec.Node] && c.wire(p) == nil {
-		c.wired[p.UID] = s.ProviderPortID
-	}
-	if c.wired[p.UID] == s.ProviderPortID {
+	if !c.deaf[p.Spec.Node] && c.wire(p) == nil {
 		say(v1alpha1.ConditionWired, true, "Wired", "")
 	} else {
 		say(v1alpha1.ConditionWired, false, "NotWired", "Neutron says DOWN: the L2 agent of host "+p.Spec.Node+" has not wired it yet")
@@ -439,7 +436,6 @@ func TestNeutron(t *testing.T) {
 			if _, err := p.node.cni.Del(t.Context(), p.request); err != nil {
 				t.Error(err)
 			}
-			c.set(func() { delete(c.wired, port.UID) })
 		}
 	})
 
@@ -496,4 +492,100 @@ func TestNeutron(t *testing.T) {
 			return nil
 		})
 	})
+}
+
+// TestNeutronCrash kills kubestack at the steps of ADD and DEL of such a Pod. What the runtime
+// then does sets everything right, whatever the order, and nobody else notices.
+func TestNeutronCrash(t *testing.T) {
+	w := newWorld(t, 2)
+	done := make(chan struct{})
+	var wg sync.WaitGroup
+	t.Cleanup(func() { close(done); wg.Wait() })
+	c := newCloud(w, done, &wg)
+	red := c.neutron("red", 1)
+	n := w.nodes[w.rig.Nodes[1].Name]
+	n.stop()
+	kubeconfig := controlplane.Kubeconfig(t, controlplane.As(w.cfg, "h8s:kubestack:"+n.Name, "h8s:kubestacks", "system:authenticated"))
+	dead := n.spawn(kubeconfig)
+	n.dial()
+	n.ready()
+	near, far := w.pod(0, "red-web", "near", nil), w.pod(1, "red-web", "far", nil)
+	answers(t, near, far.ip+":80", "red-web/far "+near.ip)
+	conn, err := near.ns.DialContext(t.Context(), "tcp", far.ip+":80")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = conn.Close() }()
+	crash := func(t *testing.T, step string, f func() error) {
+		if err := os.WriteFile(trap(n.dir).file(), []byte(step), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := f(); err == nil {
+			t.Fatal("the call was answered")
+		}
+		select {
+		case <-dead:
+		case <-time.After(time.Minute):
+			t.Fatal("it was not killed: the step did not come")
+		}
+		n.stop()
+		dead = n.spawn(kubeconfig)
+		n.ready()
+	}
+	clean := func(t *testing.T) {
+		eventually(t, "nothing is left", func() error {
+			all := &v1alpha1.PortList{}
+			if err := w.api.List(t.Context(), all, client.InNamespace(red.Namespace)); err != nil {
+				return err
+			}
+			if taps := n.taps(); len(all.Items) != 2 || len(taps) != 1 {
+				return fmt.Errorf("%d Ports, uplinks %v", len(all.Items), taps)
+			}
+			return nil
+		})
+		if got, err := edgetest.Again(conn); err != nil || got != "red-web/far "+near.ip {
+			t.Errorf("an established connection: %q, %v", got, err)
+		}
+	}
+	for i, step := range []string{"claimed", "attached", "plugged", "up"} {
+		t.Run("ADD/"+step, func(t *testing.T) {
+			first := w.newPod(1, "red-web", "add-"+step, map[string]string{v1alpha1.AnnotationAddress: "192.168.0.77"})
+			crash(t, step, func() error { return first.add(t.Context()) })
+			second := first.next(2)
+			if i%2 == 0 {
+				if err := first.del(t.Context()); err != nil {
+					t.Error(err)
+				}
+			}
+			eventually(t, "ADD of the second sandbox", func() error { return second.add(t.Context()) })
+			edgetest.Echo(t, second.ns, "second", second.ip+":80")
+			answers(t, near, second.ip+":80", "second "+near.ip)
+			if i%2 == 1 {
+				if err := first.del(t.Context()); err != nil {
+					t.Error(err)
+				}
+			}
+			answers(t, far, second.ip+":80", "second "+far.ip)
+			if _, err := n.cni.Check(t.Context(), second.request); err != nil {
+				t.Error(err)
+			}
+			second.onePort()
+			if err := second.del(t.Context()); err != nil {
+				t.Error(err)
+			}
+			clean(t)
+		})
+	}
+	for _, step := range []string{"unplugged", "detached", "released"} {
+		t.Run("DEL/"+step, func(t *testing.T) {
+			p := w.pod(1, "red-web", "del-"+step, nil)
+			crash(t, step, func() error { return p.del(t.Context()) })
+			for range 2 {
+				if err := p.del(t.Context()); err != nil {
+					t.Error(err)
+				}
+			}
+			clean(t)
+		})
+	}
 }

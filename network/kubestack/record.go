@@ -16,6 +16,7 @@ import (
 	"github.com/containerd/errdefs"
 	"k8s.io/apimachinery/pkg/types"
 
+	v1alpha1 "github.com/hypernetes/hypernetes/api/hypernetes/v1alpha1"
 	"github.com/hypernetes/hypernetes/network/edge"
 	"github.com/hypernetes/hypernetes/network/policy"
 )
@@ -208,30 +209,22 @@ func (s *records) pods() map[types.UID]*record {
 	return out
 }
 
-// links are the host ends of a Network's NICs here, by Port.
-func (s *records) links(network types.NamespacedName) map[string]string {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	out := map[string]string{}
-	for _, r := range s.all {
-		for _, n := range r.NICs {
-			if n.Network == network {
-				out[n.Port] = n.Link
-			}
+// nics are a Network's NICs here, by Port. Of two of one Port, as there are when a Pod has
+// another sandbox before its former one is gone, it is that of the sandbox the Port names.
+func (s *records) nics(network types.NamespacedName, ports []*v1alpha1.Port) map[string]nic {
+	sandboxes := map[string]string{}
+	for _, p := range ports {
+		if p.Spec.Pod != nil {
+			sandboxes[p.Name] = p.Spec.Pod.Sandbox
 		}
 	}
-	return out
-}
-
-// vifs are the uplinks of a Network's NICs here, by Port.
-func (s *records) vifs(network types.NamespacedName) map[string]VIF {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	out := map[string]VIF{}
+	out := map[string]nic{}
 	for _, r := range s.all {
 		for _, n := range r.NICs {
-			if n.Network == network && n.VIF != nil {
-				out[n.Port] = *n.VIF
+			if _, have := out[n.Port]; n.Network == network && (!have || sandboxes[n.Port] == r.ContainerID) {
+				out[n.Port] = n
 			}
 		}
 	}

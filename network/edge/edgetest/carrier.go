@@ -108,7 +108,7 @@ func (c *Carrier) Wire(p *Pod) {
 	must(c.rig.t, c.Plug(p.Node, p.Attachment.Uplink, p.Attachment.MAC, p.Addresses))
 }
 
-// Plug does it for a link of a node's by name.
+// Plug does it for a link of a node's by name, if it is not wired yet.
 func (c *Carrier) Plug(node *Node, tap string, mac net.HardwareAddr, addresses []netip.Addr) error {
 	nl, err := node.NS.Netlink()
 	if err != nil {
@@ -122,6 +122,9 @@ func (c *Carrier) Plug(node *Node, tap string, mac net.HardwareAddr, addresses [
 	l, err := nl.LinkByName(tap)
 	if err != nil {
 		return err
+	}
+	if l.Attrs().MasterIndex == br.Attrs().Index {
+		return nil
 	}
 	var v4, v6 []string
 	for _, a := range addresses {

@@ -114,6 +114,7 @@ func TestAddresses(t *testing.T) {
 			"reds-addr":   {func(s *corev1.Service) { s.Annotations["hypernetes.io/address"] = "198.51.100.1" }, "AddressNotInPool"},
 			"taken":       {func(s *corev1.Service) { s.Annotations["hypernetes.io/address"] = "192.0.2.10" }, "AddressInUse"},
 			"nonsense":    {func(s *corev1.Service) { s.Annotations["hypernetes.io/address"] = "elsewhere" }, "Invalid"},
+			"local":       {func(s *corev1.Service) { s.Spec.ExternalTrafficPolicy = corev1.ServiceExternalTrafficPolicyLocal }, "Invalid"},
 			"family":      {func(s *corev1.Service) { s.Annotations["hypernetes.io/address"] = "2001:db8::1" }, "Invalid"},
 		} {
 			s := serviceOf("ops", name)

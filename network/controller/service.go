@@ -226,6 +226,10 @@ func (r *services) ensure(ctx context.Context, s *corev1.Service, all, mine []cl
 	} else if err != nil {
 		return nil, nil, err
 	}
+	// Which nodes have endpoints nobody follows for kube-proxy's Services.
+	if tenant == "" && s.Spec.ExternalTrafficPolicy == corev1.ServiceExternalTrafficPolicyLocal && len(mine) == 0 {
+		return nil, &refusal{"Invalid", "spec.externalTrafficPolicy: Local is for Services of tenants: outside a tenant's namespace want Cluster"}, nil
+	}
 	ask, err := requested(s)
 	if why, ok := asRefusal(err); ok {
 		return held(), why, nil

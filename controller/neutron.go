@@ -18,6 +18,7 @@ import (
 	v1alpha1 "github.com/hypernetes/hypernetes/api/hypernetes/v1alpha1"
 	"github.com/hypernetes/hypernetes/network/claim"
 	network "github.com/hypernetes/hypernetes/network/controller"
+	"github.com/hypernetes/hypernetes/network/loadbalancer/octavia"
 	"github.com/hypernetes/hypernetes/network/openstack"
 	"github.com/hypernetes/hypernetes/network/provider"
 	"github.com/hypernetes/hypernetes/network/provider/builtin"
@@ -31,6 +32,8 @@ type Networks struct {
 	Default string
 	// External network of the cloud, Profile of the credential there.
 	External, Profile string
+	// Octavia is the provider of its load balancers.
+	Octavia string
 	// Transport replaces the way to the cloud. There is no flag for it, nor for Resync and
 	// Poll, which are those of package network/controller.
 	Transport    *http.Transport
@@ -40,6 +43,7 @@ type Networks struct {
 func (o *Networks) flags(f *pflag.FlagSet) {
 	f.StringVar(&o.Default, "default-provider", provider.Builtin, "who carries Networks that name nobody: builtin or neutron, which needs --openstack-cloud-config")
 	f.StringVar(&o.External, "openstack-external-network", "", "name or ID of the cloud's network that routers lead to and floating IPs are of; the only one if empty")
+	f.StringVar(&o.Octavia, "octavia-provider", "", "provider of Octavia that load balancers are made with; its default if empty")
 	f.StringVar(&o.Profile, "openstack-profile", openstack.Full, "full: the credential has the role admin; least: it has a role in each tenant's project, see docs/openstack.md")
 }
 
@@ -70,7 +74,7 @@ func (o *Networks) names(cloud OpenStack) []string {
 	return []string{provider.Builtin, provider.Neutron}
 }
 
-// providers makes them. The cloud need not answer for that.
+// providers makes them, and what balances load in their Networks. The cloud need not answer for that.
 func (o *Networks) providers(ctx context.Context, m ctrl.Manager, claims claim.Store, limits subnet.Limits, cloud OpenStack) ([]network.Provider, error) {
 	own := builtin.New(claims, limits)
 	if cloud.CloudConfig == "" {
@@ -84,7 +88,13 @@ func (o *Networks) providers(ctx context.Context, m ctrl.Manager, claims claim.S
 	if err != nil {
 		return nil, err
 	}
-	theirs := neutron.New(neutron.Options{Cloud: c, Cluster: uid, Projects: projectOf(m.GetClient()), External: o.External, Limits: limits})
+	projects := projectOf(m.GetClient())
+	theirs := neutron.New(neutron.Options{Cloud: c, Cluster: uid, Projects: projects, External: o.External, Limits: limits})
+	if err := octavia.Setup(m, octavia.Options{
+		Cloud: c, Addresses: theirs, Cluster: uid, Projects: projects, Provider: o.Octavia, Resync: o.Resync, Poll: o.Poll,
+	}); err != nil {
+		return nil, err
+	}
 	if o.Default == provider.Neutron {
 		return []network.Provider{theirs, own}, nil
 	}

@@ -3,13 +3,10 @@ package neutron
 import (
 	"context"
 	"encoding/json"
-	"fmt"
 	"net/http"
 	"net/url"
 	"slices"
 	"strings"
-
-	"github.com/containerd/errdefs"
 
 	"github.com/hypernetes/hypernetes/network/openstack"
 )
@@ -24,7 +21,6 @@ const (
 	rules         = "security-group-rules"
 	floatingIPs   = "floatingips"
 	agents        = "agents"
-	maxPages      = 256
 	deviceOwner   = "hypernetes:pod"
 	statusActive  = "ACTIVE"
 	bindingFailed = "binding_failed"
@@ -136,73 +132,24 @@ func single(collection string) string { return strings.TrimSuffix(key(collection
 
 type resource interface{ base() object }
 
-// list returns what a collection has of a query, all pages of it.
+func of(collection string) openstack.Collection {
+	return openstack.Collection{Path: collection, Key: key(collection), One: single(collection)}
+}
+
 func list[T any](ctx context.Context, c *openstack.Client, collection string, q url.Values) ([]T, error) {
-	var all []T
-	for range maxPages {
-		answer := map[string]json.RawMessage{}
-		if err := c.Do(ctx, http.MethodGet, collection, q, nil, &answer); err != nil {
-			return nil, err
-		}
-		var page []T
-		if err := json.Unmarshal(answer[key(collection)], &page); err != nil {
-			return nil, fmt.Errorf("list %s: an answer of another shape: %w: %w", collection, err, errdefs.ErrUnavailable)
-		}
-		all = append(all, page...)
-		var links []struct{ Rel, Href string }
-		_ = json.Unmarshal(answer[key(collection)+"_links"], &links)
-		i := slices.IndexFunc(links, func(l struct{ Rel, Href string }) bool { return l.Rel == "next" })
-		if i < 0 || len(page) == 0 {
-			return all, nil
-		}
-		// Only the query of what the server says is used: where it is we know.
-		next, err := url.Parse(links[i].Href)
-		if err != nil {
-			return nil, fmt.Errorf("list %s: next page %q: %w", collection, links[i].Href, errdefs.ErrUnavailable)
-		}
-		q = next.Query()
-	}
-	return nil, fmt.Errorf("list %s: more than %d pages: %w", collection, maxPages, errdefs.ErrUnavailable)
+	return openstack.List[T](ctx, c, of(collection), q)
 }
 
-// get returns one resource, nil if there is none of that ID.
 func get[T any](ctx context.Context, c *openstack.Client, collection, id string) (*T, error) {
-	answer := map[string]*T{}
-	err := c.Do(ctx, http.MethodGet, collection+"/"+url.PathEscape(id), nil, nil, &answer)
-	if errdefs.IsNotFound(err) {
-		return nil, nil
-	} else if err != nil {
-		return nil, err
-	}
-	if answer[single(collection)] == nil {
-		return nil, fmt.Errorf("%s %s: an answer of another shape: %w", collection, id, errdefs.ErrUnavailable)
-	}
-	return answer[single(collection)], nil
+	return openstack.Get[T](ctx, c, of(collection), id)
 }
 
-// put creates or, with an ID, updates one resource and returns it.
 func put[T any](ctx context.Context, c *openstack.Client, collection, id string, body map[string]any) (*T, error) {
-	method, path := http.MethodPost, collection
-	if id != "" {
-		method, path = http.MethodPut, collection+"/"+url.PathEscape(id)
-	}
-	answer := map[string]*T{}
-	if err := c.Do(ctx, method, path, nil, map[string]any{single(collection): body}, &answer); err != nil {
-		return nil, err
-	}
-	if answer[single(collection)] == nil {
-		return nil, fmt.Errorf("%s %s: an answer of another shape: %w", method, path, errdefs.ErrUnavailable)
-	}
-	return answer[single(collection)], nil
+	return openstack.Put[T](ctx, c, of(collection), id, body)
 }
 
-// remove deletes one resource; one that is gone is no error.
 func remove(ctx context.Context, c *openstack.Client, collection, id string) error {
-	err := c.Do(ctx, http.MethodDelete, collection+"/"+url.PathEscape(id), nil, nil, nil)
-	if errdefs.IsNotFound(err) {
-		return nil
-	}
-	return err
+	return openstack.Remove(ctx, c, of(collection), id, nil)
 }
 
 // tag replaces a resource's tags.

@@ -73,6 +73,7 @@ type Server struct {
 	// atOnce is whether tags may go with a creation.
 	atOnce   bool
 	pageSize int
+	octavia  bool
 	macs     int
 	quit     chan struct{}
 }
@@ -298,6 +299,9 @@ func (s *Server) answer(r *http.Request) (int, any, map[string]string) {
 	if r.URL.Path == "/v3/auth/tokens" && r.Method == http.MethodPost {
 		return s.login(r)
 	}
+	if s.octavia && (r.URL.Path == "/lb" || r.URL.Path == "/lb/") {
+		return http.StatusOK, resource{"versions": []any{resource{"id": "v2.0", "status": "CURRENT", "links": []any{resource{"rel": "self", "href": s.URL + "/lb/v2"}}}}}, nil
+	}
 	if r.URL.Path == "/" {
 		return http.StatusOK, resource{"versions": []any{resource{"id": "v2.0", "status": "CURRENT", "links": []any{resource{"rel": "self", "href": s.URL + "/v2.0/"}}}}}, nil
 	}
@@ -309,15 +313,22 @@ func (s *Server) answer(r *http.Request) (int, any, map[string]string) {
 	if id, ok := strings.CutPrefix(r.URL.Path, "/v3/projects/"); ok {
 		return http.StatusOK, resource{"project": resource{"id": id, "name": id[:4], "enabled": true, "domain_id": "default", "tags": []any{}}}, nil
 	}
+	body := resource{}
+	if r.Body != nil {
+		_ = json.NewDecoder(http.MaxBytesReader(nil, r.Body, 1<<20)).Decode(&body)
+	}
+	if path, ok := strings.CutPrefix(r.URL.Path, "/lb/v2.0/lbaas/"); ok {
+		status, answer, bad := s.lbaas(r, who, strings.Split(strings.Trim(path, "/"), "/"), body)
+		if bad != nil {
+			return bad.status, resource{"faultcode": "Client", "faultstring": bad.message}, nil
+		}
+		return status, answer, nil
+	}
 	path, ok := strings.CutPrefix(r.URL.Path, "/v2.0/")
 	if !ok {
 		return http.StatusNotFound, resource{}, nil
 	}
 	parts := strings.Split(strings.Trim(path, "/"), "/")
-	body := resource{}
-	if r.Body != nil {
-		_ = json.NewDecoder(http.MaxBytesReader(nil, r.Body, 1<<20)).Decode(&body)
-	}
 	status, answer, bad := s.neutron(r, who, parts, body)
 	if bad != nil {
 		return bad.status, resource{"NeutronError": resource{"type": bad.kind, "message": bad.message, "detail": ""}}, nil
@@ -353,6 +364,9 @@ func (s *Server) login(r *http.Request) (int, any, map[string]string) {
 		return resource{"type": kind, "name": kind, "id": uuid(), "endpoints": []any{resource{"id": uuid(), "interface": "public", "region": "RegionOne", "region_id": "RegionOne", "url": url}}}
 	}
 	catalog := []any{entry("network", s.URL)}
+	if s.octavia {
+		catalog = append(catalog, entry("load-balancer", s.URL+"/lb"))
+	}
 	return http.StatusCreated, resource{"token": resource{
 		"methods": []any{"password"}, "expires_at": time.Now().Add(time.Hour).UTC().Format("2006-01-02T15:04:05.000000Z"), "issued_at": now(),
 		"user": resource{"id": user.Name, "name": user.Name}, "project": resource{"id": project, "name": project}, "catalog": catalog,

@@ -1,0 +1,137 @@
+package controller
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/utils/ptr"
+
+	v1alpha1 "github.com/hypernetes/hypernetes/api/hypernetes/v1alpha1"
+	"github.com/hypernetes/hypernetes/network/loadbalancer/octavia"
+	"github.com/hypernetes/hypernetes/network/provider"
+	"github.com/hypernetes/hypernetes/network/provider/neutron/neutrontest"
+)
+
+// TestOctavia is a Service's load balancer from its creation to its end.
+func TestOctavia(t *testing.T) {
+	cloud := neutrontest.New(t)
+	cloud.Balancers(true)
+	c := startWith(t, func(o *Options) {
+		o.OpenStack.CloudConfig, o.OpenStack.Cloud = cloud.CloudsYAML(t), "admin"
+		o.Networks = Networks{Default: provider.Neutron, Resync: 300 * time.Millisecond, Poll: 50 * time.Millisecond}
+	})
+	blue := tenantOf("blue")
+	blue.Spec.Keystone = &v1alpha1.KeystoneProject{ProjectID: neutrontest.Alpha}
+	c.create(blue)
+	c.active(blue)
+	c.networkSays(networkOf("blue", "default", ""), v1alpha1.NetworkActive, "Active", "")
+	c.space("blue", "web")
+
+	tcp := corev1.ProtocolTCP
+	slice := &discoveryv1.EndpointSlice{
+		ObjectMeta:  metav1.ObjectMeta{Namespace: "web", Name: "s-1", Labels: map[string]string{discoveryv1.LabelServiceName: "s"}},
+		AddressType: discoveryv1.AddressTypeIPv4, Ports: []discoveryv1.EndpointPort{{Name: ptr.To("a"), Port: ptr.To(int32(8080)), Protocol: &tcp}},
+		// The last one is no Pod of the Network.
+		Endpoints: []discoveryv1.Endpoint{{Addresses: []string{"10.0.0.5"}}, {Addresses: []string{"10.0.0.6"}, Conditions: discoveryv1.EndpointConditions{Ready: ptr.To(false)}}, {Addresses: []string{"192.0.2.1"}}},
+	}
+	c.create(slice)
+	s := serviceOf("web", "s")
+	s.Spec.LoadBalancerClass = ptr.To(octavia.Class)
+	c.create(s)
+	address := ""
+	c.eventually("address", func() error {
+		if err := c.get(s); err != nil || len(s.Status.LoadBalancer.Ingress) != 1 {
+			return fmt.Errorf("%v %+v", err, s.Status)
+		}
+		address = s.Status.LoadBalancer.Ingress[0].IP
+		return nil
+	})
+	if !strings.HasPrefix(address, "172.24.4.") {
+		t.Errorf("%+v", s.Status)
+	}
+	state := func() string {
+		text := ""
+		for _, l := range cloud.Get("listeners", nil) {
+			text += fmt.Sprint(l["protocol"], " ", l["protocol_port"], " ", l["allowed_cidrs"], ":")
+			for _, p := range cloud.Get("pools", func(r map[string]any) bool { return r["id"] == l["default_pool_id"] }) {
+				for _, m := range cloud.Get("members", func(r map[string]any) bool { return r["pool"] == p["id"] }) {
+					text += fmt.Sprint(" ", m["address"], " ", m["protocol_port"])
+				}
+				if p["session_persistence"] != nil {
+					text += " sticky"
+				}
+			}
+			text += "; "
+		}
+		return text
+	}
+	is := func(want string) {
+		t.Helper()
+		c.eventually("load balancer", func() error {
+			if got := state(); got != want {
+				return fmt.Errorf("%q, want %q", got, want)
+			}
+			return nil
+		})
+	}
+	is("TCP 80 <nil>: 10.0.0.5 8080; UDP 53 <nil>:; ")
+	if all := cloud.Get("loadbalancers", nil); len(all) != 1 || all[0]["project_id"] != neutrontest.Alpha {
+		t.Errorf("%v", all)
+	}
+	c.update(slice, func() { slice.Endpoints[1].Conditions.Ready = ptr.To(true) })
+	is("TCP 80 <nil>: 10.0.0.5 8080 10.0.0.6 8080; UDP 53 <nil>:; ")
+	c.update(s, func() {
+		s.Spec.Ports = s.Spec.Ports[:1]
+		s.Spec.Ports = append(s.Spec.Ports, corev1.ServicePort{Name: "c", Port: 443})
+		s.Spec.LoadBalancerSourceRanges = []string{"198.51.100.0/24"}
+		s.Spec.SessionAffinity = corev1.ServiceAffinityClientIP
+	})
+	is("TCP 80 [198.51.100.0/24]: 10.0.0.5 8080 10.0.0.6 8080 sticky; TCP 443 [198.51.100.0/24]: sticky; ")
+	// What others change is put right; what Octavia gives up is made anew, at the same address.
+	cloud.Edit("listeners", func(r map[string]any) { r["allowed_cidrs"] = nil })
+	is("TCP 80 [198.51.100.0/24]: 10.0.0.5 8080 10.0.0.6 8080 sticky; TCP 443 [198.51.100.0/24]: sticky; ")
+	was := cloud.Get("loadbalancers", nil)[0]["id"]
+	cloud.Edit("loadbalancers", func(r map[string]any) { r["provisioning_status"] = "ERROR" })
+	c.event(s, "LoadBalancerError")
+	c.eventually("another one", func() error {
+		all := cloud.Get("loadbalancers", nil)
+		f := cloud.Get("floatingips", nil)
+		if len(all) != 1 || all[0]["id"] == was || len(f) != 1 || f[0]["port_id"] != all[0]["vip_port_id"] || f[0]["floating_ip_address"] != address {
+			return fmt.Errorf("%v %v", all, f)
+		}
+		return nil
+	})
+	// Only inside.
+	c.update(s, func() { s.Annotations = map[string]string{octavia.AnnotationInternal: "true"} })
+	c.eventually("internal", func() error {
+		if err := c.get(s); err != nil || len(cloud.Get("floatingips", nil)) > 0 || !strings.HasPrefix(s.Status.LoadBalancer.Ingress[0].IP, "10.0.0.") {
+			return fmt.Errorf("%v %+v", err, s.Status)
+		}
+		return nil
+	})
+	cloud.Quota("loadbalancers", 1)
+	over := serviceOf("web", "over")
+	over.Spec.LoadBalancerClass = ptr.To(octavia.Class)
+	c.create(over)
+	c.event(over, "QuotaExceeded")
+	c.delete(over)
+	c.gone(over)
+	foreign := serviceOf("default", "foreign")
+	foreign.Spec.LoadBalancerClass = ptr.To(octavia.Class)
+	c.create(foreign)
+	c.event(foreign, "NoNetwork")
+	c.delete(foreign)
+	c.gone(foreign)
+	c.delete(s)
+	c.gone(s)
+	for _, kind := range []string{"loadbalancers", "listeners", "pools", "members", "floatingips"} {
+		if left := cloud.Get(kind, nil); len(left) > 0 {
+			t.Errorf("%s left: %v", kind, left)
+		}
+	}
+}

@@ -173,3 +173,38 @@ func refusedServices(t *testing.T, n *testcluster.Namespace) {
 		}
 	}
 }
+
+// TestLoadBalancerOfNobody: a Service outside tenants' namespaces has an address that
+// answers, too. Not beside others: its pool is everybody's.
+func TestLoadBalancerOfNobody(t *testing.T) {
+	c := up(t)
+	n := c.Namespace(t)
+	testcluster.ApplyText(t, c.Cluster, fmt.Sprintf(`apiVersion: hypernetes.io/v1alpha1
+kind: AddressPool
+metadata: {name: %[1]s}
+spec: {addresses: ["100.64.0.205-100.64.0.207"]}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: web, namespace: %[1]s, labels: {app: web}}
+spec:
+  runtimeClassName: runc
+  terminationGracePeriodSeconds: 1
+  containers: [{name: main, image: "h8s.local/testbox:1", args: [serve]}]
+---
+apiVersion: v1
+kind: Service
+metadata: {name: web, namespace: %[1]s}
+spec: {type: LoadBalancer, selector: {app: web}, ports: [{port: 80, targetPort: 8080}]}
+`, n.Name))
+	defer c.Kubectl(t, "delete", "addresspool", n.Name, "--wait=false")
+	n.Ready("web")
+	ip := external(n, "web")
+	answers := func() bool {
+		name, ok := c.out.get("http://" + ip + "/hostname")
+		return ok && name == "web"
+	}
+	n.Until("the address "+ip+" answers from outside", testcluster.Patience, answers)
+	n.Kubectl("delete", "service", "web")
+	n.Until("the address "+ip+" does not answer any more", testcluster.Patience, func() bool { return !answers() })
+}

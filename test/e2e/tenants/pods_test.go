@@ -104,7 +104,7 @@ spec:
 	))
 	n.Ready("peer", "second")
 	shut.Ready("kept", "kept2")
-	t.Run("no egress", func(t *testing.T) { kept(t, shut.For(t)) })
+	t.Run("no egress", func(t *testing.T) { kept(t, shut.For(t), c) })
 	t.Run("claimed address", func(t *testing.T) { keepsAddress(t, tn, n.For(t)) })
 	n.Ready("vm")
 	t.Run("itself", func(t *testing.T) { itself(t, n.For(t)) })
@@ -115,9 +115,10 @@ spec:
 }
 
 // kept: Pods of a Network without egress reach each other and nobody outside.
-func kept(t *testing.T, n *testcluster.Namespace) {
+func kept(t *testing.T, n *testcluster.Namespace, c *fabric) {
+	beyond, _ := c.beyond()
 	want(t, n, "kept", "http://"+n.Get("pod/kept2", ".status.podIP")+":8080/hostname", "kept2")
-	if out, code := n.ExecCode("kept", "/testbox", "get", "-timeout", "3s", "http://"+outsideAddress+":8080/hostname"); code == 0 {
+	if out, code := n.ExecCode("kept", "/testbox", "get", "-timeout", "3s", "http://"+beyond+":8080/hostname"); code == 0 {
 		t.Errorf("it gets out: %s", out)
 	}
 }
@@ -355,4 +356,18 @@ spec:
 	tn.Apply(version("three", well))
 	n.Kubectl("rollout", "status", "deployment/app", "--timeout="+testcluster.Patience.String())
 	n.Until("the third version answers alone", time.Minute, func() bool { return owner(n, "client", "http://app/") == "three" })
+}
+
+// owner is who answers at a URL, by the environment it shows.
+func owner(n *testcluster.Namespace, from, url string) string {
+	body, ok := get(n, from, url)
+	if !ok {
+		return "nobody: " + body
+	}
+	for line := range strings.Lines(body) {
+		if v, ok := strings.CutPrefix(strings.TrimSpace(line), "env OWNER="); ok {
+			return v
+		}
+	}
+	return "somebody else: " + body
 }

@@ -118,7 +118,9 @@ func Conformance(t *testing.T, k Keystone, service func(login.Credentials) Asker
 			t.Errorf("a token of no project: %+v %v", got, err)
 		}
 		// Logging in with a token and no scope does not keep the token's.
-		var again struct{ Token struct{ Project *struct{ ID string } } }
+		var again struct {
+			Token struct{ Project *struct{ ID string } }
+		}
 		a.Try("", http.MethodPost, "/auth/tokens?nocatalog", map[string]any{"auth": map[string]any{"identity": map[string]any{"methods": []string{"token"}, "token": map[string]any{"id": first.ID}}}}, &again)
 		if again.Token.Project != nil {
 			t.Errorf("scoped to %s", again.Token.Project.ID)

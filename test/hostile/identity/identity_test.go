@@ -244,9 +244,16 @@ func (w *world) reads(token, namespace string) error {
 	return w.as(token).List(w.t.Context(), &corev1.PodList{}, client.InNamespace(namespace))
 }
 
-func TestIdentity(t *testing.T) { keystonetest.Each(t, testIdentity) }
+func TestIdentity(t *testing.T) {
+	t.Run("fake", func(t *testing.T) {
+		f := keystonetest.NewFake(t)
+		testIdentity(t, keystonetest.Of(f), f)
+	})
+	t.Run("real", func(t *testing.T) { testIdentity(t, keystonetest.Real(t), nil) })
+}
 
-func testIdentity(t *testing.T, k keystonetest.Keystone) {
+// testIdentity has one API server for all: starting it is most of the time it takes.
+func testIdentity(t *testing.T, k keystonetest.Keystone, fake *keystonetest.Fake) {
 	w := start(t, k)
 	a := w.keystone
 	blue, red, plain := a.Project("default", "blue"), a.Project("default", "red"), a.Project("default", "plain")
@@ -454,6 +461,8 @@ func testIdentity(t *testing.T, k keystonetest.Keystone) {
 		})
 	})
 
+	t.Run("kubectl", func(t *testing.T) { testKubectl(t, w, k, blue, red, ann, bob) })
+
 	t.Run("revoked", func(t *testing.T) {
 		// Ten seconds are the API server's own, for tokens of all kinds.
 		const bound = 2*remember + 10*time.Second
@@ -468,18 +477,14 @@ func testIdentity(t *testing.T, k keystonetest.Keystone) {
 			t.Logf("seen %s after it was revoked; the bound is %s after which nothing is remembered", d, bound)
 		}
 	})
+
+	if fake != nil {
+		t.Run("Keystone down", func(t *testing.T) { testDown(t, w, fake, token(ann, blue), token(ann, blue)) })
+	}
 }
 
-// TestKeystoneDown: who does not come from Keystone does not notice.
-func TestKeystoneDown(t *testing.T) {
-	fake := keystonetest.NewFake(t)
-	w := start(t, keystonetest.Of(fake))
-	a := w.keystone
-	blue := a.Project("default", "blue")
-	ann := a.User("default", "ann")
-	a.Grant(blue, ann, "member")
-	w.tenant("blue", blue)
-	login1, login2 := a.Token(a.Password(ann, blue)).ID, a.Token(a.Password(ann, blue)).ID
+// testDown: who does not come from Keystone does not notice.
+func testDown(t *testing.T, w *world, fake *keystonetest.Fake, login1, login2 string) {
 	if _, err := w.who(login1); err != nil {
 		t.Fatal(err)
 	}

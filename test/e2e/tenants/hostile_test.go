@@ -42,11 +42,23 @@ func TestHostile(t *testing.T) {
 	node := func(i int) string {
 		return strings.TrimSpace(c.Kubectl(t, "get", "node", c.nodes[i], "-o", `jsonpath={.status.addresses[?(@.type=="InternalIP")].address}`))
 	}
-	vni, err := strconv.Atoi(strings.TrimSpace(c.Kubectl(t, "-n", blue.Home(), "get", "network", "default", "-o", "jsonpath={.status.vni}")))
-	if err != nil {
-		t.Fatal(err)
+	vni, port := 0, uint16(8473)
+	if c.cloud == nil {
+		var err error
+		if vni, err = strconv.Atoi(strings.TrimSpace(c.Kubectl(t, "-n", blue.Home(), "get", "network", "default", "-o", "jsonpath={.status.vni}"))); err != nil {
+			t.Fatal(err)
+		}
+	} else {
+		vni, port = c.cloud.Segment(t, blue.Name), 8472 // the kernel's own, which the agents use
 	}
 	me, edge, nodes := link("guest"), "0a:68:38:73:00:01", []string{node(0), node(1)}
+	overlay := func(i int, _ string) string { return overlayMAC(nodes[i]) }
+	if c.cloud != nil {
+		nodes = []string{c.cloud.Underlay(0), c.cloud.Underlay(1)}
+		overlay = func(_ int, address string) string {
+			return strings.TrimSpace(c.Kubectl(t, "-n", blue.Home(), "get", "port", "default."+strings.ReplaceAll(address, ".", "-"), "-o", "jsonpath={.status.mac}"))
+		}
+	}
 	var frames []string
 	send := func(dst, src string, kind uint16, body []byte) {
 		frames = append(frames, hex.EncodeToString(ethernet(dst, src, kind, body)))
@@ -65,10 +77,10 @@ func TestHostile(t *testing.T) {
 	}
 	for i, to := range []string{far, near} { // packets of the other tenant's overlay, between its Pods
 		from := map[string]string{far: near, near: far}[to]
-		inner := ethernet(overlayMAC(nodes[1-i]), overlayMAC(nodes[i]), ipv4, datagram(from, to, 8081, nil))
+		inner := ethernet(overlay(1-i, to), overlay(i, from), ipv4, datagram(from, to, 8081, nil))
 		header := binary.BigEndian.AppendUint32([]byte{8, 0, 0, 0}, uint32(vni)<<8)
 		for _, src := range []string{own, nodes[i]} {
-			send(edge, me, ipv4, datagram(src, nodes[1-i], 8473, append(header, inner...)))
+			send(edge, me, ipv4, datagram(src, nodes[1-i], port, append(header, inner...)))
 		}
 	}
 	honest := []string{

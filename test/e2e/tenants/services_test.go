@@ -100,7 +100,7 @@ spec:
 		})
 	})
 	t.Run("load balancer", func(t *testing.T) { balanced(t, n.For(t), c.out) })
-	t.Run("floating address", func(t *testing.T) { floating(t, tn, n.For(t), c.out) })
+	t.Run("floating address", func(t *testing.T) { floating(t, tn, n.For(t), c) })
 	t.Run("refused", func(t *testing.T) { refusedServices(t, n.For(t)) })
 }
 
@@ -152,15 +152,16 @@ func balanced(t *testing.T, n *testcluster.Namespace, out *outside) {
 	}
 }
 
-func floating(t *testing.T, tn *testcluster.Tenant, n *testcluster.Namespace, out *outside) {
+func floating(t *testing.T, tn *testcluster.Tenant, n *testcluster.Namespace, c *fabric) {
+	beyond, _ := c.beyond()
 	tn.Apply(fmt.Sprintf("apiVersion: hypernetes.io/v1alpha1\nkind: FloatingIP\nmetadata: {name: b, namespace: %s}\nspec: {pod: {namespace: %s, name: b}}\n", tn.Home(), n.Name))
 	tn.Kubectl(t, "-n", tn.Home(), "wait", "floatingip/b", "--for=jsonpath={.status.phase}=Active", "--timeout=60s")
 	ip := strings.TrimSpace(tn.Kubectl(t, "-n", tn.Home(), "get", "floatingip/b", "-o", "jsonpath={.status.address}"))
 	n.Until("the floating address answers from outside", testcluster.Patience, func() bool {
-		name, ok := out.get("http://" + ip + ":8080/hostname")
+		name, ok := c.getFloating("http://" + ip + ":8080/hostname")
 		return ok && name == "b"
 	})
-	want(t, n, "b", "http://"+outsideAddress+":8080/clientip", ip)
+	want(t, n, "b", "http://"+beyond+":8080/clientip", ip)
 }
 
 func refusedServices(t *testing.T, n *testcluster.Namespace) {

@@ -10,7 +10,9 @@ import (
 	"sync"
 	"testing"
 
+	"github.com/hypernetes/hypernetes/test/e2e/testcloud"
 	"github.com/hypernetes/hypernetes/test/e2e/testcluster"
+	"github.com/hypernetes/hypernetes/test/openstack/openstacktest"
 )
 
 // fabric is the cluster of three nodes all tests here use, and a machine outside it.
@@ -18,6 +20,38 @@ type fabric struct {
 	*testcluster.Cluster
 	nodes []string
 	out   *outside
+	// cloud carries the Networks; nil for the built-in provider.
+	cloud *testcloud.Cloud
+}
+
+// onNeutron says that all tests here are to run with Networks that Neutron carries, in the
+// OpenStack at $H8S_OPENSTACK.
+func onNeutron() bool { return os.Getenv("H8S_E2E_PROVIDER") == "neutron" }
+
+// Tenant makes a tenant; with Neutron it has a project.
+func (f *fabric) Tenant(t testing.TB, flags ...string) *testcluster.Tenant {
+	t.Helper()
+	if f.cloud != nil {
+		return f.cloud.Tenant(t, flags...)
+	}
+	return f.Cluster.Tenant(t, flags...)
+}
+
+// beyond is an address outside the cluster that Pods reach, where a testbox serves, and how
+// the addresses begin that they have there.
+func (f *fabric) beyond() (address, from string) {
+	if f.cloud != nil {
+		return openstacktest.Outside, "172.24.4."
+	}
+	return outsideAddress, "100.64.0."
+}
+
+// getFloating fetches a URL of a floating address from outside.
+func (f *fabric) getFloating(url string) (string, bool) {
+	if f.cloud != nil {
+		return f.cloud.Outside.Get(url)
+	}
+	return f.out.get(url)
 }
 
 // world is made once, by the first test that asks for it.
@@ -35,6 +69,10 @@ func TestMain(m *testing.M) {
 		}
 		w.out.remove()
 		_ = os.RemoveAll(world.dir)
+		if w.cloud != nil {
+			testcloud.Down()
+			return
+		}
 		if out, err := w.Scale(1); err != nil { // other packages take stock of one node
 			fmt.Printf("back to one node: %v\n%s", err, out)
 		}
@@ -43,21 +81,32 @@ func TestMain(m *testing.M) {
 
 func up(t testing.TB) *fabric {
 	t.Helper()
-	c := testcluster.Up(t)
+	var cloud *testcloud.Cloud
+	var c *testcluster.Cluster
+	if onNeutron() {
+		cloud = testcloud.Up(t, 3)
+		c = cloud.Cluster
+	} else {
+		c = testcluster.Up(t)
+	}
 	world.Lock()
 	defer world.Unlock()
 	if world.fabric != nil {
-		return world.fabric
+		f := *world.fabric
+		f.cloud = cloud // whose connection is the test's own
+		return &f
 	}
-	if out, err := c.Scale(3); err != nil {
-		t.Fatalf("three nodes: %v\n%s", err, out)
+	if cloud == nil {
+		if out, err := c.Scale(3); err != nil {
+			t.Fatalf("three nodes: %v\n%s", err, out)
+		}
 	}
 	dir, err := os.MkdirTemp("", "h8s-tenants")
 	if err != nil {
 		t.Fatal(err)
 	}
 	world.dir = dir
-	world.fabric = &fabric{c, []string{c.Node, c.Node + "-2", c.Node + "-3"}, newOutside(t, c, dir)}
+	world.fabric = &fabric{c, []string{c.Node, c.Node + "-2", c.Node + "-3"}, newOutside(t, c, dir), cloud}
 	return world.fabric
 }
 

@@ -67,6 +67,34 @@ func Up(t testing.TB) *Cluster {
 	return c
 }
 
+// Anew is Up for a package whose cluster needs flags of its own: the node is removed first,
+// and the package removes it with Reset when its tests are over.
+func Anew(t testing.TB, flags ...string) *Cluster {
+	t.Helper()
+	c := configured()
+	if reason := c.missing(); reason != "" {
+		if os.Getenv("CI") != "" || os.Getenv("H8S_E2E") == "required" {
+			t.Fatalf("end-to-end tests are required but %s", reason)
+		}
+		t.Skipf("end-to-end tests need a cluster, but %s", reason)
+	}
+	if out, err := c.Reset(); err != nil {
+		t.Fatalf("reset %s: %v\n%s", c.Node, err, out)
+	}
+	if _, err := c.start(flags...); err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+// Reset removes the node.
+func (c *Cluster) Reset() (string, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), upTimeout)
+	defer cancel()
+	out, err := c.command(ctx, "reset", "--name", c.Node, "--yes").CombinedOutput()
+	return string(out), err
+}
+
 func configured() *Cluster {
 	c := &Cluster{Out: artifacts.Dir(), Node: "e2e", port: "16443"}
 	if v := os.Getenv("H8S_E2E_NODE"); v != "" {
@@ -90,11 +118,13 @@ func (c *Cluster) missing() string {
 	return ""
 }
 
-func start() (*Cluster, error) {
-	c := configured()
+func start() (*Cluster, error) { return configured().start() }
+
+func (c *Cluster) start(flags ...string) (*Cluster, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), upTimeout)
 	defer cancel()
 	cmd := c.command(ctx, "up", "--name", c.Node, "--api-port", c.port, "--publish", PublishedPort)
+	cmd.Args = append(cmd.Args, flags...)
 	var out bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &out
 	began := time.Now()

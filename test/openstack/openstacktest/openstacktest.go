@@ -169,6 +169,9 @@ func (c *Cloud) Script(t testing.TB, args ...string) {
 	}
 }
 
+// TryScript is Script for what may fail, and for when the test is over.
+func (c *Cloud) TryScript(ctx context.Context, args ...string) error { return c.script(ctx, args...) }
+
 func (c *Cloud) script(ctx context.Context, args ...string) error {
 	cmd := exec.CommandContext(ctx, filepath.Join(root(), "test", "openstack", "openstack.sh"), args...)
 	cmd.Env = append(os.Environ(), "H8S_OPENSTACK="+c.Dir)

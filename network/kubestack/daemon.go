@@ -67,6 +67,7 @@ type Daemon struct {
 	events  *events
 
 	ctx     context.Context // the daemon's life
+	later   sync.WaitGroup  // what calls left to be done
 	cluster *cluster
 	queue   workqueue.TypedRateLimitingInterface[types.NamespacedName]
 	calls   keyed
@@ -135,6 +136,7 @@ func (d *Daemon) Run(ctx context.Context) error {
 	cancel()
 	d.queue.ShutDown()
 	wg.Wait()
+	d.later.Wait()
 	d.cluster.group.stop()
 	d.mu.Lock()
 	all := d.networks

@@ -197,8 +197,7 @@ func (d *Daemon) made(ctx context.Context, n *network, p *v1alpha1.Port) (*v1alp
 	return nil, provider.Faultf(reason, "port %s: the provider has no port for it after %s: %s: %w", p.Name, d.patient.Made, why, errdefs.ErrUnavailable)
 }
 
-// wired waits until the provider carries a NIC's packets, and tells others on its layer 2
-// where it is.
+// wired waits until the provider carries a NIC's packets.
 func (d *Daemon) wired(ctx context.Context, n *network, r *record, c nic, p *v1alpha1.Port) error {
 	bounded, cancel := context.WithTimeout(ctx, d.patient.Wired)
 	defer cancel()
@@ -219,15 +218,43 @@ func (d *Daemon) wired(ctx context.Context, n *network, r *record, c nic, p *v1a
 		return provider.Faultf(reason, "network %s: port %s: %s is plugged, but the provider does not carry its packets after %s: %s: %w",
 			n.key, p.Name, c.VIF.Name, time.Since(start).Round(time.Second), why, errdefs.ErrUnavailable)
 	}
-	e, err := d.edges.Get(c.Edge)
-	if err != nil {
-		return err
-	}
-	// Only to be quick: everybody learns it from questions, too.
-	if err := e.Announce(ctx, r.attachment(c)); err != nil {
-		log.G(ctx).WithError(err).WithField("pod", r.PodNamespace+"/"+r.PodName).Warn("announce addresses")
-	}
+	d.announce(ctx, r, c)
 	return nil
+}
+
+// announce tells others on a NIC's layer 2 where it is: they may remember who had its
+// addresses before, for half a minute. What is said first may be lost on its way, as what
+// says that it is wired may be early, so it is said again, while the daemon lives.
+func (d *Daemon) announce(ctx context.Context, r *record, c nic) {
+	say := func(ctx context.Context) bool {
+		is, ok := d.records.get(r.key())
+		if !ok || is.NetNS != r.NetNS {
+			return false
+		}
+		e, err := d.edges.Get(c.Edge)
+		if err == nil {
+			err = e.Announce(ctx, r.attachment(c))
+		}
+		if err != nil {
+			log.G(ctx).WithError(err).WithField("pod", r.PodNamespace+"/"+r.PodName).Debug("announce addresses")
+		}
+		return true
+	}
+	if !say(ctx) {
+		return
+	}
+	d.later.Go(func() {
+		for _, wait := range []time.Duration{time.Second, 3 * time.Second, 10 * time.Second} {
+			select {
+			case <-d.ctx.Done():
+				return
+			case <-time.After(wait):
+			}
+			if !say(d.ctx) {
+				return
+			}
+		}
+	})
 }
 
 // rewire plugs anew what has another port at the provider than it was plugged with: the

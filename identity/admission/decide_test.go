@@ -74,6 +74,13 @@ func TestCheckNetwork(t *testing.T) {
 	}
 }
 
+func TestCheckProject(t *testing.T) {
+	usurper, red := blue(), v1alpha1.Tenant{ObjectMeta: metav1.ObjectMeta{Name: "red"}}
+	usurper.Name = "usurper"
+	expect(t, checkProject(blue(), []v1alpha1.Tenant{*blue(), red}))
+	expect(t, checkProject(usurper, []v1alpha1.Tenant{red, *blue()}), "spec.keystone.projectID: 065f210a2ca9442aad898ab129426350", "tenant blue", "name another")
+}
+
 func TestCheckUnused(t *testing.T) {
 	ns := v1alpha1.TenantNamespace{ObjectMeta: metav1.ObjectMeta{Name: "web"}, Spec: v1alpha1.TenantNamespaceSpec{Network: "net1"}}
 	used := v1alpha1.Port{ObjectMeta: metav1.ObjectMeta{Name: "net1.10-0-0-2"}, Spec: v1alpha1.PortSpec{Network: "net1", Pod: &v1alpha1.PodRef{Namespace: "web", Name: "nginx"}}}

@@ -291,10 +291,8 @@ func (r request) tenant(ctx context.Context, now, old *v1alpha1.Tenant) error {
 		if err := r.h.read.cached.List(ctx, &all); err != nil {
 			return err
 		}
-		for _, other := range all.Items {
-			if other.Name != now.Name && other.Spec.Keystone != nil && other.Spec.Keystone.ProjectID == k.ProjectID {
-				return refusef("spec.keystone.projectID: %s: tenant %s has this project: a project is one tenant's: name another, or take it from %s first", k.ProjectID, other.Name, other.Name)
-			}
+		if err := checkProject(now, all.Items); err != nil {
+			return err
 		}
 	}
 	if now.Spec.DefaultNetwork == nil || len(now.Spec.DefaultNetwork.Subnets) == 0 {
@@ -309,6 +307,17 @@ func (r request) tenant(ctx context.Context, now, old *v1alpha1.Tenant) error {
 	}
 	if len(all) > 0 {
 		return refusal{strings.Join(all, "; ")}
+	}
+	return nil
+}
+
+// checkProject refuses a Keystone project that is another tenant's.
+func checkProject(t *v1alpha1.Tenant, all []v1alpha1.Tenant) error {
+	id := t.Spec.Keystone.ProjectID
+	for _, other := range all {
+		if other.Name != t.Name && other.Spec.Keystone != nil && other.Spec.Keystone.ProjectID == id {
+			return refusef("spec.keystone.projectID: %s: tenant %s has this project: a project is one tenant's: name another, or take it from %s first", id, other.Name, other.Name)
+		}
 	}
 	return nil
 }

@@ -156,8 +156,11 @@ openstack-down: ## Stop it, keeping its data (all of it: test/openstack/openstac
 .PHONY: openstack-test
 openstack-test: openstack-up ## The tests that need it, on it
 	@H8S_OPENSTACK=$${H8S_OPENSTACK:-/var/tmp/h8s-openstack} $(GO) test -count=1 -p 1 -timeout 30m \
-		$$($(GO) list -f '{{if or .TestGoFiles .XTestGoFiles}}{{.ImportPath}} {{join .TestImports " "}} {{join .XTestImports " "}}{{end}}' ./... | \
-			awk '/\/test\/openstack/ {print $$1}')
+		$$($(GO) list -test -f '{{if .ForTest}}{{.ForTest}} {{join .Deps " "}}{{end}}' ./... | \
+			awk '/\/test\/openstack\/openstacktest/ && !/^[^ ]*\/test\/e2e\// {print $$1}' | sort -u)
+	@H8S_OPENSTACK=$${H8S_OPENSTACK:-/var/tmp/h8s-openstack} scripts/e2e.sh ./test/e2e/openstack
+	@H8S_OPENSTACK=$${H8S_OPENSTACK:-/var/tmp/h8s-openstack} H8S_E2E_PROVIDER=neutron scripts/e2e.sh \
+		-run '^Test(Twins|Services|Policy|PolicyComesFirst|Hostile|Pods)$$' ./test/e2e/tenants
 
 .PHONY: bench
 bench: build test-deps ## Benchmarks; figures go to docs/performance.md

@@ -56,6 +56,7 @@ func (o *nodeOptions) addCommon(f *pflag.FlagSet) {
 func (o *nodeOptions) addOpenStack(f *pflag.FlagSet) {
 	f.StringVar(&o.openStack.CloudConfig, "openstack-cloud-config", "", "clouds.yaml with the cluster's own credentials at OpenStack, mode 0600; empty for no OpenStack")
 	f.StringVar(&o.openStack.Cloud, "openstack-cloud", "", "which cloud of it")
+	f.StringVar(&o.openStack.KeystoneCloud, "keystone-cloud", "", "which cloud of it checks users' tokens, if another: a user with the role service in its project")
 	f.StringVar(&o.openStack.KeystoneRoles, "keystone-roles", "", "Keystone's roles and what they stand for: member=manager,…; reader, member and manager for themselves if empty")
 	f.StringVar(&o.openStack.KeystoneTenants, "keystone-tenants", "", "Keystone projects that tenants are made for: tag=NAME or domain=ID; none if empty")
 	f.StringVar(&o.openStack.Networks, "network-provider", settings.Builtin, "who carries Networks that name nobody: builtin, or neutron of the OpenStack cloud")
@@ -74,6 +75,7 @@ func (o *nodeOptions) mergeOpenStack(s *settings.Node, f *pflag.FlagSet) error {
 	for name, field := range map[string]struct{ to, from *string }{
 		"openstack-cloud-config": {&cloud.CloudConfig, &o.openStack.CloudConfig},
 		"openstack-cloud":        {&cloud.Cloud, &o.openStack.Cloud},
+		"keystone-cloud":         {&cloud.KeystoneCloud, &o.openStack.KeystoneCloud},
 		"keystone-roles":         {&cloud.KeystoneRoles, &o.openStack.KeystoneRoles},
 		"keystone-tenants":       {&cloud.KeystoneTenants, &o.openStack.KeystoneTenants},
 

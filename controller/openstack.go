@@ -1,6 +1,7 @@
 package controller
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"io/fs"
@@ -31,6 +32,9 @@ type OpenStack struct {
 		// Address of the webhook that the API server asks; none if empty.
 		Address, Cert, Key, ClientCA string
 		Roles, Tenants               string
+		// Cloud is the cloud of the file whose user asks; the other if empty. The one that makes
+		// Networks need not be in any project of its own.
+		Cloud string
 		// Wrap replaces the way to Keystone, and Remember how long its answers are good. There
 		// are no flags for them.
 		Wrap     func(http.RoundTripper) http.RoundTripper
@@ -42,6 +46,7 @@ func (o *OpenStack) flags(f *pflag.FlagSet) {
 	f.StringVar(&o.CloudConfig, "openstack-cloud-config", "", "clouds.yaml with the cluster's credentials at OpenStack, readable by its owner only; empty for no OpenStack")
 	f.StringVar(&o.Cloud, "openstack-cloud", "", "which cloud of it")
 	k := &o.Keystone
+	f.StringVar(&k.Cloud, "keystone-cloud", "", "which cloud of it asks Keystone, if another than --openstack-cloud")
 	f.StringVar(&k.Address, "keystone-webhook-address", "", "where the API server finds the webhook that knows Keystone's tokens; empty for none")
 	f.StringVar(&k.Cert, "keystone-webhook-cert", "", "file with that webhook's certificate")
 	f.StringVar(&k.Key, "keystone-webhook-key", "", "file with its key")
@@ -87,7 +92,7 @@ func (o *OpenStack) credentials() (login.Credentials, error) {
 	if mode := st.Mode().Perm(); mode&0o077 != 0 {
 		return login.Credentials{}, fmt.Errorf("--openstack-cloud-config: %s has mode %#o and holds a secret: chmod 600 it: %w", o.CloudConfig, uint32(mode&fs.ModePerm), errdefs.ErrInvalidArgument)
 	}
-	return login.FromFile(o.CloudConfig, o.Cloud)
+	return login.FromFile(o.CloudConfig, cmp.Or(o.Keystone.Cloud, o.Cloud))
 }
 
 // identity adds Keystone's part to a manager: the webhook, which every replica serves, and

@@ -44,6 +44,7 @@ func controller(in Input) Component {
 		c.Args = append(c.Args,
 			"--openstack-cloud-config="+o.CloudConfig,
 			"--openstack-cloud="+o.Cloud,
+			"--keystone-cloud="+o.KeystoneCloud,
 			"--keystone-webhook-address="+keystoneAddress,
 			"--keystone-webhook-cert="+in.pki("webhook.crt"),
 			"--keystone-webhook-key="+in.pki("webhook.key"),

@@ -1,6 +1,7 @@
 package doctor
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -29,7 +30,7 @@ func CloudCredentials(o settings.OpenStack) (login.Credentials, error) {
 	if mode := st.Mode(); !mode.IsRegular() || mode.Perm()&0o077 != 0 {
 		return login.Credentials{}, fmt.Errorf("openstack-cloud-config: %s has mode %v and holds a secret: want a file that nobody else may read, chmod 600 it: %w", o.CloudConfig, mode, errdefs.ErrInvalidArgument)
 	}
-	return login.FromFile(o.CloudConfig, o.Cloud)
+	return login.FromFile(o.CloudConfig, cmp.Or(o.KeystoneCloud, o.Cloud))
 }
 
 // cloud checks the credentials and, where the node's network can be used, that OpenStack

@@ -103,6 +103,8 @@ type OpenStack struct {
 	// copied: the controllers read it again when they need another token.
 	CloudConfig string `json:"cloudConfig"`
 	Cloud       string `json:"cloud"`
+	// KeystoneCloud is the cloud of the file that tokens are checked with; Cloud if empty.
+	KeystoneCloud string `json:"keystoneCloud,omitempty"`
 	// KeystoneRoles and KeystoneTenants are h8s-controller's flags of those names.
 	KeystoneRoles   string `json:"keystoneRoles,omitempty"`
 	KeystoneTenants string `json:"keystoneTenants,omitempty"`

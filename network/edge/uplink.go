@@ -301,16 +301,16 @@ func (e *Edge) wire(link, name string, mac net.HardwareAddr, mtu int, addrs []ne
 	m := e.m
 	m.node.Lock()
 	defer m.node.Unlock()
-	// What nobody has wired yet leads to the node.
-	if err := m.shut(e.id, name); err != nil {
-		return err
-	}
 	inner := uplinkOf(link)
 	here, outer, err := e.wireEnds(inner, name)
 	if err != nil {
 		return err
 	}
 	if here == nil {
+		// What nobody has wired yet leads to the node. (Of those there are Ensure knows.)
+		if err := m.shut(e.id, name); err != nil {
+			return err
+		}
 		attrs := netlink.NewLinkAttrs()
 		attrs.Name, attrs.HardwareAddr, attrs.MTU = inner, mac, mtu
 		v := netlink.NewVeth(attrs)
@@ -334,21 +334,10 @@ func (e *Edge) wire(link, name string, mac net.HardwareAddr, mtu int, addrs []ne
 	if err := setLink(m.nl, outer, outerMAC(mac), mtu); err != nil {
 		return err
 	}
-	if err := e.ns.Do(func() error {
-		return setSysctls(map[string]string{
-			"net/ipv4/conf/" + inner + "/rp_filter":    "0",
-			"net/ipv4/neigh/" + inner + "/proxy_delay": "0",
-		})
-	}); err != nil {
+	if err := e.ns.Do(func() error { return setSysctls(innerValues(inner)) }); err != nil {
 		return err
 	}
-	// As long as nobody has wired it, the node must not take part.
-	if err := m.ns.Do(func() error {
-		return setSysctls(map[string]string{
-			"net/ipv4/conf/" + name + "/arp_ignore":   "8",
-			"net/ipv6/conf/" + name + "/disable_ipv6": "1",
-		})
-	}); err != nil {
+	if err := m.ns.Do(func() error { return setSysctls(outerValues(name)) }); err != nil {
 		return err
 	}
 	var own []netip.Prefix
@@ -459,8 +448,12 @@ func (e *Edge) syncUplinks(s Spec) error {
 			return fmt.Errorf("remove uplink %s: %w", l.Attrs().Name, err)
 		}
 	}
+	seen, err := e.survey()
+	if err != nil {
+		return err
+	}
 	for _, p := range s.Ports {
-		if p.Node != e.m.cfg.Node || p.Link == "" || !slices.Contains(links, p.Link) {
+		if p.Node != e.m.cfg.Node || p.Link == "" || !slices.Contains(links, p.Link) || seen.inOrder(p, s.MTU) {
 			continue
 		}
 		if err := e.wire(p.Link, p.Uplink, p.MAC, s.MTU, p.Addresses); err != nil {
@@ -468,6 +461,135 @@ func (e *Edge) syncUplinks(s Spec) error {
 		}
 	}
 	return nil
+}
+
+// survey is what there is of all uplinks, read at once: reading each by itself takes a
+// millisecond.
+type survey struct {
+	ipv6        bool
+	here, outer map[string]netlink.Link
+	addrs       map[int][]netip.Prefix
+	proxied     map[int][]netip.Addr
+	// values are sysctls of either namespace, by file.
+	valuesHere, valuesOuter map[string]string
+}
+
+func (e *Edge) survey() (*survey, error) {
+	m := e.m
+	m.node.Lock()
+	defer m.node.Unlock()
+	s := &survey{ipv6: m.ipv6, here: map[string]netlink.Link{}, outer: map[string]netlink.Link{}, addrs: map[int][]netip.Prefix{}, proxied: map[int][]netip.Addr{},
+		valuesHere: map[string]string{}, valuesOuter: map[string]string{}}
+	have, err := e.uplinks()
+	if err != nil {
+		return nil, err
+	}
+	for _, l := range have {
+		s.here[l.Attrs().Name] = l
+	}
+	all, err := m.nl.LinkList()
+	if err != nil {
+		return nil, fmt.Errorf("node's links: %w", err)
+	}
+	for _, l := range all {
+		s.outer[l.Attrs().Name] = l
+	}
+	addrs, err := e.nl.AddrList(nil, netlink.FAMILY_ALL)
+	if err != nil {
+		return nil, fmt.Errorf("addresses: %w", err)
+	}
+	for _, a := range addrs {
+		s.addrs[a.LinkIndex] = append(s.addrs[a.LinkIndex], prefix(a.IPNet))
+	}
+	for _, f := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
+		if f == netlink.FAMILY_V6 && !m.ipv6 {
+			continue
+		}
+		list, err := e.nl.NeighProxyList(0, f)
+		if err != nil {
+			return nil, fmt.Errorf("proxied addresses: %w", err)
+		}
+		for _, n := range list {
+			s.proxied[n.LinkIndex] = append(s.proxied[n.LinkIndex], addr(n.IP))
+		}
+	}
+	read := func(into map[string]string, values map[string]string) {
+		for name := range values {
+			if v, err := sysctl(name); err == nil || strings.HasPrefix(name, "net/ipv6/") {
+				into[name] = v
+			}
+		}
+	}
+	if err := e.ns.Do(func() error {
+		for name := range s.here {
+			read(s.valuesHere, innerValues(name))
+		}
+		return nil
+	}); err != nil {
+		return nil, err
+	}
+	return s, m.ns.Do(func() error {
+		for _, l := range s.here {
+			for name, o := range s.outer {
+				if o.Attrs().Index == l.Attrs().ParentIndex {
+					read(s.valuesOuter, outerValues(name))
+				}
+			}
+		}
+		return nil
+	})
+}
+
+// inOrder tells whether nothing is to be done for a Port's uplink.
+func (s *survey) inOrder(p Port, mtu int) bool {
+	inner := uplinkOf(p.Link)
+	here, outer := s.here[inner], s.outer[p.Uplink]
+	if here == nil || outer == nil || here.Type() != "veth" || outer.Type() != "veth" || !isUp(here) || !isUp(outer) ||
+		here.Attrs().ParentIndex != outer.Attrs().Index || outer.Attrs().ParentIndex != here.Attrs().Index ||
+		here.Attrs().MTU != mtu || outer.Attrs().MTU != mtu ||
+		here.Attrs().HardwareAddr.String() != p.MAC.String() || outer.Attrs().HardwareAddr.String() != outerMAC(p.MAC).String() {
+		return false
+	}
+	var own []netip.Prefix
+	var answered []netip.Addr
+	for _, a := range p.Addresses {
+		if a.Is4() || s.ipv6 {
+			own, answered = append(own, host(a)), append(answered, a)
+		}
+	}
+	addrs := slices.DeleteFunc(slices.Clone(s.addrs[here.Attrs().Index]), func(p netip.Prefix) bool { return p.Addr().Is6() && p.Addr().IsLinkLocalUnicast() })
+	return same(addrs, own) && same(s.proxied[here.Attrs().Index], answered) && holds(s.valuesHere, innerValues(inner)) && holds(s.valuesOuter, outerValues(p.Uplink))
+}
+
+// same tells whether two lists without repetitions have the same members.
+func same[T comparable](a, b []T) bool {
+	return len(a) == len(b) && !slices.ContainsFunc(a, func(x T) bool { return !slices.Contains(b, x) })
+}
+
+func holds(have, want map[string]string) bool {
+	for name, v := range want {
+		if is, ok := have[name]; !ok || is != v && !(is == "" && strings.HasPrefix(name, "net/ipv6/")) {
+			return false
+		}
+	}
+	return true
+}
+
+// innerValues are the sysctls of an uplink's end in the edge.
+func innerValues(name string) map[string]string {
+	return map[string]string{
+		"net/ipv4/conf/" + name + "/rp_filter":    "0",
+		"net/ipv4/neigh/" + name + "/proxy_delay": "0",
+	}
+}
+
+// outerValues are those of the node's end: as long as nobody has wired it, the node must
+// not take part.
+func outerValues(name string) map[string]string {
+	return map[string]string{
+		"net/ipv4/conf/" + name + "/arp_ignore":   "8",
+		"net/ipv6/conf/" + name + "/disable_ipv6": "1",
+	}
 }
 
 // gatewayOf is the gateway of the subnet an address is in.

@@ -378,3 +378,49 @@ func TestUplinkMTU(t *testing.T) {
 		_, _ = s.Close(), u.Close()
 	}
 }
+
+// BenchmarkUplinkEnsure is the cost of finding nothing to do with so many Pods here.
+func BenchmarkUplinkEnsure(b *testing.B) {
+	for _, pods := range []int{1, 50} {
+		b.Run(fmt.Sprintf("pods=%d", pods), func(b *testing.B) {
+			rig := edgetest.New(b, 1)
+			n := rig.Carried("red", 1)
+			e := n.Edges[rig.Nodes[0]]
+			for i := range pods {
+				p := n.NewPod(rig.Nodes[0], fmt.Sprint("p", i), fmt.Sprintf("192.168.0.%d", 10+i), fmt.Sprintf("fd00:1::%x", 10+i))
+				if err := e.Attach(b.Context(), p.Attachment); err != nil {
+					b.Fatal(err)
+				}
+				if err := e.Up(b.Context(), p.Attachment.Link); err != nil {
+					b.Fatal(err)
+				}
+				n.Pods = append(n.Pods, p)
+			}
+			n.Ensure()
+			for b.Loop() {
+				n.Ensure()
+			}
+		})
+	}
+}
+
+// BenchmarkUplinkAttach is Attach and Up.
+func BenchmarkUplinkAttach(b *testing.B) {
+	rig := edgetest.New(b, 1)
+	n := rig.Carried("red", 1)
+	p := n.NewPod(rig.Nodes[0], "p", "192.168.0.5", "fd00:1::5")
+	e := n.Edges[rig.Nodes[0]]
+	for b.Loop() {
+		if err := e.Attach(b.Context(), p.Attachment); err != nil {
+			b.Fatal(err)
+		}
+		if err := e.Up(b.Context(), p.Attachment.Link); err != nil {
+			b.Fatal(err)
+		}
+		b.StopTimer()
+		if err := e.Detach(b.Context(), p.Attachment.Link); err != nil {
+			b.Fatal(err)
+		}
+		b.StartTimer()
+	}
+}

@@ -16,7 +16,8 @@ import (
 	"github.com/hypernetes/hypernetes/identity/keystone/token"
 )
 
-// renewBefore is how long before its end the service's own token is replaced.
+// renewBefore is how long before its end the service's own token is replaced, a fifth of
+// its life at most.
 const renewBefore = time.Minute
 
 // againAfter keeps a Keystone that refuses us from being asked for a token by every review.
@@ -57,7 +58,8 @@ func (s *Service) access(ctx context.Context, stale string) (access, error) {
 	case <-ctx.Done():
 		return access{}, fmt.Errorf("keystone is slow: %w: %w", context.Cause(ctx), errdefs.ErrUnavailable)
 	}
-	if s.own.ID != "" && s.own.ID != stale && time.Until(s.own.Expires) > renewBefore {
+	margin := min(renewBefore, s.own.Expires.Sub(s.tried)/5)
+	if s.own.ID != "" && s.own.ID != stale && time.Until(s.own.Expires) > margin {
 		return access{s.client, s.at.URL, s.own.ID}, nil
 	}
 	if time.Since(s.tried) < againAfter {

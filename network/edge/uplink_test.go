@@ -1,6 +1,7 @@
 package edge_test
 
 import (
+	"net/netip"
 	"slices"
 	"strings"
 	"sync"
@@ -337,4 +338,60 @@ func TestUplinkDriftAndAdoption(t *testing.T) {
 	n.Pods = slices.DeleteFunc(n.Pods, func(p *edgetest.Pod) bool { return p == b })
 	n.Ensure()
 	edgetest.Expect(t, a.NS, "tcp", "192.168.0.7:80", "c 192.168.0.5")
+}
+
+// Without egress the Network's own link is all there is; a second NIC has no more.
+func TestUplinkNoEgress(t *testing.T) {
+	t.Parallel()
+	rig := edgetest.New(t, 1)
+	one := rig.Nodes[0]
+	edgetest.Echo(t, rig.Outside, "outside", "[::]:80")
+	red := rig.Network("red", 4097, func(s *edge.Spec) {
+		s.Subnets, s.Gateways = []netip.Prefix{netip.MustParsePrefix("192.168.5.0/24")}, []netip.Addr{addrOf("192.168.5.1")}
+	})
+	p := red.Pod(one, "p", "192.168.5.5")
+	n := rig.Carried("blue", 1, func(s *edge.Spec) { s.Egress = false })
+	edgetest.Echo(t, n.Carrier.Host, "host", "[::]:80")
+	q := n.Pod(one, "q", "192.168.0.6", "fd00:1::6")
+	edgetest.Echo(t, q.NS, "q", "[::]:80")
+	second := n.NewPod(one, "second", "192.168.0.7").Attachment
+	second.NetNS, second.Interface, second.Default, second.Subnets = p.NS.Path(), "eth1", false, n.Spec.Subnets
+	e := n.Edges[one]
+	if err := e.Attach(t.Context(), second); err != nil {
+		t.Fatal(err)
+	}
+	if err := n.Carrier.Plug(one, second.Uplink, second.MAC, second.Addresses); err != nil {
+		t.Fatal(err)
+	}
+	if err := e.Up(t.Context(), second.Link); err != nil {
+		t.Fatal(err)
+	}
+	edgetest.Expect(t, p.NS, "tcp", "192.168.0.200:80", "host 192.168.0.7")
+	edgetest.Expect(t, p.NS, "tcp", "192.168.0.6:80", "q 192.168.0.7")
+	edgetest.Expect(t, p.NS, "tcp", "100.64.0.200:80", "outside 100.64.0.1") // by the first
+	edgetest.Expect(t, q.NS, "tcp", "[fd00:1::200]:80", "host fd00:1::6")
+	edgetest.Refuse(t, q.NS, "tcp", "100.64.0.200:80", "[fd00:64::200]:80")
+	n.Spec.Egress = true
+	n.Ensure()
+	edgetest.Expect(t, q.NS, "tcp", "100.64.0.200:80", "outside 100.64.0.101")
+	edgetest.Expect(t, q.NS, "tcp", "[fd00:64::200]:80", "outside fd00:64::101")
+
+	// An edge is of one kind, and so is what is plugged into it.
+	wrong := second
+	wrong.Uplink = ""
+	if err := e.Attach(t.Context(), wrong); !errdefs.IsInvalidArgument(err) {
+		t.Errorf("attach without an uplink: %v", err)
+	}
+	for name, change := range map[string]func(*edge.Spec){
+		"routed": func(s *edge.Spec) { s.Routed = true },
+		"uplink": func(s *edge.Spec) { s.Ports[0].Uplink = "" },
+		"ours":   func(s *edge.Spec) { s.Ports[0].Uplink = "h-" + s.ID },
+		"path":   func(s *edge.Spec) { s.Ports[0].Uplink = "../x" },
+	} {
+		s := n.SpecFor(one)
+		change(&s)
+		if _, err := one.Manager.Ensure(t.Context(), s); !errdefs.IsInvalidArgument(err) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
 }

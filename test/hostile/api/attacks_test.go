@@ -255,6 +255,7 @@ func attacks(t testing.TB) []attack {
 		{7, "Port taken from another node", patch(kubestack, home+"/ports/default.10-0-0-21", `{"spec":{"node":"n1"}}`), "node n1", ports, true},
 		{7, "Port of another node deleted", remove(kubestack, home+"/ports/default.10-0-0-21"), "node n1", ports, true},
 		{7, "status of another node's Port", patch(kubestack, home+"/ports/default.10-0-0-21/status", `{"status":{"phase":"Failed"}}`), "status of ports", []string{vap + "status.hypernetes.io"}, true},
+		{7, "a Port's port at the provider, by its node", patch(kubestack, home+"/ports/default.10-0-0-20/status", `{"status":{"providerPortID":"60f43890-b711-45b5-87d1-8a6e1181473d"}}`), "providerPortID", []string{vap + "status.hypernetes.io"}, true},
 
 		// 12: identities.
 		{12, "certificate of a group of the cluster", post(ann, csrs, certificate(t, "kubernetes.io/kube-apiserver-client", "blue:ann", "system:nodes")), "system:nodes", []string{webhook}, false},

@@ -114,6 +114,12 @@ func TestOctavia(t *testing.T) {
 		}
 		return nil
 	})
+	// One that does not finish what is made whole gets it part by part.
+	cloud.Hangs(true)
+	whole := state()
+	cloud.Edit("loadbalancers", func(r map[string]any) { r["provisioning_status"] = "ERROR" })
+	c.event(s, "LoadBalancerStuck")
+	is(whole)
 	cloud.Quota("loadbalancers", 1)
 	over := serviceOf("web", "over")
 	over.Spec.LoadBalancerClass = ptr.To(octavia.Class)

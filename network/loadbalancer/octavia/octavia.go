@@ -17,6 +17,7 @@ import (
 	"net/url"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -83,6 +84,57 @@ type reconciler struct {
 	events   events.EventRecorder
 	o        Options
 	failures workqueue.TypedRateLimiter[reconcile.Request]
+
+	mu sync.Mutex
+	// stepwise is set when the cloud has shown that it does not finish load balancers that
+	// are made whole; pending is since when parts of one are unfinished.
+	stepwise bool
+	pending  map[string]time.Time
+	// told is the last reason an event was made of: one fault that lasts makes few.
+	told map[reconcile.Request]string
+}
+
+// news says whether a reason is another than the last one; "" is that all is well.
+func (r *reconciler) news(req reconcile.Request, reason string) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	was := r.told[req]
+	if reason == "" {
+		delete(r.told, req)
+	} else {
+		r.told[req] = reason
+	}
+	return was != reason
+}
+
+// stuckAfter is how many polls parts of a load balancer may be unfinished.
+const stuckAfter = 30
+
+// stuck says whether a load balancer's parts have been unfinished for too long.
+func (r *reconciler) stuck(s sight) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	id := s.Balancer.ID
+	since, ok := r.pending[id]
+	switch {
+	case !s.pending():
+		delete(r.pending, id)
+		return false
+	case !ok:
+		r.pending[id] = time.Now()
+		return false
+	case time.Since(since) < stuckAfter*r.o.Poll:
+		return false
+	}
+	delete(r.pending, id)
+	r.stepwise = true
+	return true
+}
+
+func (r *reconciler) isStepwise() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.stepwise
 }
 
 // Setup registers the reconciler.
@@ -90,6 +142,7 @@ func Setup(m manager.Manager, o Options) error {
 	o.Resync, o.Poll = cmp.Or(o.Resync, time.Minute), cmp.Or(o.Poll, time.Second)
 	r := &reconciler{
 		client: m.GetClient(), live: m.GetAPIReader(), events: m.GetEventRecorder("h8s-controller"), o: o,
+		pending: map[string]time.Time{}, told: map[reconcile.Request]string{},
 		failures: workqueue.NewTypedItemExponentialFailureRateLimiter[reconcile.Request](o.Poll, time.Minute),
 	}
 	named := func(namespace, name string) []reconcile.Request {
@@ -127,14 +180,15 @@ func refuse(reason, format string, args ...any) error {
 	return provider.Faultf(reason, "%s: %w", fmt.Sprintf(format, args...), errdefs.ErrInvalidArgument)
 }
 
-// busy says that Octavia is at work.
-var busy = errors.New("the load balancer is being changed")
+// errBusy says that Octavia is at work.
+var errBusy = errors.New("the load balancer is being changed")
 
 // Reconcile implements reconcile.Reconciler.
 func (r *reconciler) Reconcile(ctx context.Context, req reconcile.Request) (reconcile.Result, error) {
 	s := &corev1.Service{}
 	if err := r.client.Get(ctx, req.NamespacedName, s); err != nil {
 		r.failures.Forget(req)
+		r.news(req, "")
 		return reconcile.Result{}, client.IgnoreNotFound(err)
 	}
 	mine := ours(s)
@@ -151,19 +205,20 @@ func (r *reconciler) Reconcile(ctx context.Context, req reconcile.Request) (reco
 	switch {
 	case ctx.Err() != nil:
 		return reconcile.Result{}, ctx.Err()
-	case errors.Is(err, busy):
+	case errors.Is(err, errBusy):
 		return reconcile.Result{RequeueAfter: r.o.Poll}, nil
 	case apierrors.IsConflict(err):
 		return reconcile.Result{RequeueAfter: r.o.Poll}, nil
 	case err != nil:
-		// One of every few, or a fault that lasts fills the events.
-		if n := r.failures.NumRequeues(req); n == 0 || n%10 == 0 {
-			r.note(s, corev1.EventTypeWarning, provider.Reason(err, "LoadBalancerFailed"), "Reconcile", "load balancer: %v", err)
+		reason := provider.Reason(err, "LoadBalancerFailed")
+		if r.news(req, reason) || r.failures.NumRequeues(req)%10 == 0 {
+			r.note(s, corev1.EventTypeWarning, reason, "Reconcile", "load balancer: %v", err)
 		}
 		log.FromContext(ctx).Info("load balancer", "reason", err.Error())
 		return reconcile.Result{RequeueAfter: max(r.failures.When(req), provider.RetryAfter(err))}, nil
 	}
 	r.failures.Forget(req)
+	r.news(req, "")
 	if !mine {
 		return reconcile.Result{}, r.publish(ctx, s, "")
 	}
@@ -285,7 +340,7 @@ func (r *reconciler) ensure(ctx context.Context, s *corev1.Service) (address str
 	if err != nil {
 		return "", err
 	}
-	w.Mark, w.Project, w.Provider = r.mark(s.UID), project, r.o.Provider
+	w.Mark, w.Project, w.Provider, w.Stepwise = r.mark(s.UID), project, r.o.Provider, r.isStepwise()
 	w.Tags = []string{"hypernetes", "h8s-cluster=" + r.o.Cluster, "h8s-uid=" + string(s.UID)}
 	// Before there is anything, so that nothing is forgotten.
 	if old := s.DeepCopy(); controllerutil.AddFinalizer(s, Finalizer) {
@@ -300,7 +355,7 @@ func (r *reconciler) ensure(ctx context.Context, s *corev1.Service) (address str
 	if b := seen.Balancer; b != nil {
 		switch {
 		case strings.HasPrefix(b.Provisioning, "PENDING_"):
-			return "", busy
+			return "", errBusy
 		case b.Provisioning == "ERROR":
 			// Octavia mends none of its own accord; its address is the floating IP's and stays.
 			if err := openstack.Remove(ctx, c, of(balancers), b.ID, url.Values{"cascade": {"true"}}); err != nil {
@@ -310,6 +365,15 @@ func (r *reconciler) ensure(ctx context.Context, s *corev1.Service) (address str
 		}
 		if err := look(ctx, c, &seen); err != nil {
 			return "", err
+		}
+		if r.stuck(seen) {
+			if err := openstack.Remove(ctx, c, of(balancers), b.ID, url.Values{"cascade": {"true"}}); err != nil {
+				return "", err
+			}
+			return "", provider.Faultf("LoadBalancerStuck", "Octavia does not finish the parts of load balancer %s: it is made anew, part by part: %w", b.ID, errdefs.ErrUnavailable)
+		}
+		if seen.pending() {
+			return "", errBusy
 		}
 	}
 	if x, ok := plan(w, seen); ok {
@@ -357,7 +421,7 @@ func look(ctx context.Context, c *openstack.Client, s *sight) error {
 	return nil
 }
 
-// do takes a step. Octavia is busy then, or was already.
+// do takes a step. Octavia is errBusy then, or was already.
 func do(ctx context.Context, c *openstack.Client, x step) error {
 	var err error
 	switch {
@@ -370,7 +434,7 @@ func do(ctx context.Context, c *openstack.Client, x step) error {
 	}
 	switch {
 	case err == nil, errdefs.IsConflict(err):
-		return busy
+		return errBusy
 	case errdefs.IsPermissionDenied(err) && strings.Contains(err.Error(), "uota"):
 		return provider.Faultf("QuotaExceeded", "the project's quota at Octavia is used up: delete what is not needed, or ask the cloud's operator for more: %w", err)
 	case errdefs.IsInvalidArgument(err):
@@ -401,11 +465,11 @@ func (r *reconciler) release(ctx context.Context, s *corev1.Service) error {
 		}
 		if b != nil {
 			if b.Provisioning == "PENDING_DELETE" {
-				return busy
+				return errBusy
 			}
 			err := openstack.Remove(ctx, c, of(balancers), b.ID, url.Values{"cascade": {"true"}})
 			if err == nil || errdefs.IsConflict(err) {
-				return busy
+				return errBusy
 			}
 			return err
 		}

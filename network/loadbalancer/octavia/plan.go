@@ -20,6 +20,8 @@ type wish struct {
 	Provider  string
 	VIPSubnet string
 	Listeners []listenerWish
+	// Stepwise makes the load balancer bare and everything else after it.
+	Stepwise bool
 }
 
 type listenerWish struct {
@@ -163,16 +165,24 @@ type listener struct {
 	Port     int32    `json:"protocol_port"`
 	Sources  []string `json:"allowed_cidrs"`
 	Pool     string   `json:"default_pool_id"`
+	Status   string   `json:"provisioning_status"`
 }
 
 type pool struct {
 	ID          string `json:"id"`
+	Status      string `json:"provisioning_status"`
 	Persistence *struct {
 		Type string `json:"type"`
 	} `json:"session_persistence"`
 }
 
 func (p pool) sticky() bool { return p.Persistence != nil && p.Persistence.Type == "SOURCE_IP" }
+
+// pending says whether Octavia is still at work on a part of it.
+func (s sight) pending() bool {
+	is := func(status string) bool { return strings.HasPrefix(status, "PENDING_") }
+	return slices.ContainsFunc(s.Listeners, func(l listener) bool { return is(l.Status) }) || slices.ContainsFunc(s.Pools, func(p pool) bool { return is(p.Status) })
+}
 
 // step is one change. A load balancer takes only one at a time, and is busy after it.
 type step struct {
@@ -198,7 +208,9 @@ func plan(w wish, s sight) (step, bool) {
 		for _, l := range w.Listeners {
 			all = append(all, l.body(w))
 		}
-		b["listeners"] = all
+		if !w.Stepwise {
+			b["listeners"] = all
+		}
 		return step{create, balancers, "", b}, true
 	}
 	find := func(p string, port int32) *listener {
@@ -237,6 +249,7 @@ func plan(w wish, s sight) (step, bool) {
 		if have == nil {
 			b := l.body(w)
 			b["loadbalancer_id"] = s.Balancer.ID
+			delete(b, "default_pool") // comes next: not every Octavia takes it here
 			return step{create, listeners, "", b}, true
 		}
 		sources := slices.Sorted(slices.Values(have.Sources))
@@ -299,7 +312,7 @@ func (l listenerWish) pool(w wish) map[string]any {
 	if w.Provider == "ovn" {
 		algorithm = "SOURCE_IP_PORT" // the only one it has
 	}
-	b := map[string]any{"name": l.Name, "project_id": w.Project, "protocol": l.Protocol, "lb_algorithm": algorithm, "admin_state_up": true, "members": list(l.Members)}
+	b := map[string]any{"name": l.Name, "protocol": l.Protocol, "lb_algorithm": algorithm, "admin_state_up": true, "members": list(l.Members)}
 	if l.Sticky {
 		b["session_persistence"] = l.persistence()
 	}
@@ -307,7 +320,7 @@ func (l listenerWish) pool(w wish) map[string]any {
 }
 
 func (l listenerWish) body(w wish) map[string]any {
-	b := map[string]any{"name": l.Name, "project_id": w.Project, "protocol": l.Protocol, "protocol_port": l.Port, "admin_state_up": true, "default_pool": l.pool(w)}
+	b := map[string]any{"name": l.Name, "protocol": l.Protocol, "protocol_port": l.Port, "admin_state_up": true, "default_pool": l.pool(w)}
 	if len(l.Sources) > 0 {
 		b["allowed_cidrs"] = l.Sources
 	}

@@ -10,6 +10,10 @@ import (
 // Balancers puts Octavia into the catalogue; it must be said before anybody logs in.
 func (s *Server) Balancers(on bool) { s.locked(func() { s.octavia = on }) }
 
+// Hangs makes it leave the parts of load balancers that are made whole unfinished, as that
+// of OpenStack Zed does with drivers that do nothing.
+func (s *Server) Hangs(on bool) { s.locked(func() { s.hangs = on }) }
+
 func immutable(id any) *refusal {
 	return refuse(409, "", "Load Balancer %s is immutable and cannot be updated.", id)
 }
@@ -134,6 +138,9 @@ func (s *Server) lbaas(r *http.Request, who identity, parts []string, body resou
 		b["provisioning_status"] = "PENDING_UPDATE"
 		return 200, resource{one: clone(x)}, nil
 	case r.Method == http.MethodPost && kind == "listeners":
+		if in["default_pool"] != nil {
+			return 0, nil, refuse(500, "", "'dict' object has no attribute '_sa_instance_state'")
+		}
 		b["provisioning_status"] = "PENDING_UPDATE"
 		l := s.newListener(b, in)
 		return 201, resource{one: clone(l)}, nil
@@ -171,7 +178,17 @@ func (s *Server) newBalancer(who identity, in resource) (int, any, *refusal) {
 	s.all["loadbalancers"] = append(s.all["loadbalancers"], b)
 	all, _ := in["listeners"].([]any)
 	for _, l := range all {
-		s.newListener(b, l.(map[string]any))
+		m := l.(map[string]any)
+		p, _ := m["default_pool"].(map[string]any)
+		if m["project_id"] != nil || p["project_id"] != nil {
+			return 0, nil, refuse(400, "", "Invalid input for field/attribute listener. Unknown attribute: project_id")
+		}
+	}
+	for _, l := range all {
+		x := s.newListener(b, l.(map[string]any))
+		if s.hangs {
+			x["provisioning_status"] = "PENDING_CREATE"
+		}
 	}
 	return 201, resource{"loadbalancer": clone(b)}, nil
 }

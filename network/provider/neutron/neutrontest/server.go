@@ -74,6 +74,7 @@ type Server struct {
 	atOnce   bool
 	pageSize int
 	octavia  bool
+	hangs    bool
 	macs     int
 	quit     chan struct{}
 }

@@ -9,9 +9,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net/http"
 	"net/url"
 	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"time"
@@ -97,24 +99,17 @@ func (c *Cloud) credential(projectID string) (gophercloud.AuthOptions, gopherclo
 	none := func(err error) (gophercloud.AuthOptions, gophercloud.EndpointOpts, *http.Transport, error) {
 		return gophercloud.AuthOptions{}, gophercloud.EndpointOpts{}, nil, err
 	}
-	f, err := os.Open(c.o.File)
-	if err != nil {
-		return none(fmt.Errorf("cloud configuration: %w", err))
-	}
-	defer f.Close()
-	info, err := f.Stat()
-	if err != nil {
-		return none(fmt.Errorf("cloud configuration: %w", err))
-	}
-	if !info.Mode().IsRegular() || info.Mode().Perm()&0o077 != 0 {
-		return none(fmt.Errorf("cloud configuration %s holds a credential and has mode %v: want a file that nobody else may read, chmod 0600 %s: %w",
-			c.o.File, info.Mode(), c.o.File, errdefs.ErrInvalidArgument))
-	}
-	text, err := io.ReadAll(io.LimitReader(f, maxFile))
+	text, err := secret(c.o.File)
 	if err != nil {
 		return none(fmt.Errorf("cloud configuration: %w", err))
 	}
 	options := []clouds.ParseOption{clouds.WithCloudName(c.o.Name), clouds.WithCloudsYAML(bytes.NewReader(text)), clouds.WithLocations(c.o.File)}
+	switch more, err := secret(filepath.Join(filepath.Dir(c.o.File), "secure.yaml")); {
+	case err == nil:
+		options = append(options, clouds.WithSecureYAML(bytes.NewReader(more)))
+	case !errors.Is(err, fs.ErrNotExist):
+		return none(fmt.Errorf("cloud configuration: %w", err))
+	}
 	if c.o.Profile == Least && projectID != "" {
 		options = append(options, clouds.WithScope(&gophercloud.AuthScope{ProjectID: projectID}))
 	}
@@ -142,6 +137,23 @@ func (c *Cloud) credential(projectID string) (gophercloud.AuthOptions, gopherclo
 	t.IdleConnTimeout = 10 * time.Second
 	t.ResponseHeaderTimeout = c.o.Timeout
 	return auth, where, t, nil
+}
+
+// secret reads a file that only its owner may read.
+func secret(path string) ([]byte, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	if !info.Mode().IsRegular() || info.Mode().Perm()&0o077 != 0 {
+		return nil, fmt.Errorf("%s holds a credential and has mode %v: want a file that nobody else may read, chmod 0600 %s: %w", path, info.Mode(), path, errdefs.ErrInvalidArgument)
+	}
+	return io.ReadAll(io.LimitReader(f, maxFile))
 }
 
 // project is where a project's token is kept.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -133,6 +134,16 @@ func TestToken(t *testing.T) {
 	if err := ensure(q); err != nil {
 		t.Errorf("the credential was mended: %v", err)
 	}
+	// The password may be in a file of its own.
+	write(strings.ReplaceAll(string(good), "      password: "+neutrontest.Password+"\n", ""))
+	beside := filepath.Join(filepath.Dir(w.config), "secure.yaml")
+	if err := os.WriteFile(beside, []byte("clouds:\n  admin:\n    auth:\n      password: "+neutrontest.Password+"\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := ensure(w.provider(openstack.Full)); err != nil {
+		t.Errorf("secure.yaml: %v", err)
+	}
+	write(string(good))
 	if err := os.Chmod(w.config, 0o644); err != nil {
 		t.Fatal(err)
 	}

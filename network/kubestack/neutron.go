@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"os/exec"
 	"regexp"
@@ -123,7 +124,11 @@ func (w wirer) Unplug(ctx context.Context, v VIF) error {
 	if v.Type != vifOVS {
 		return nil
 	}
-	return w.vsctl(ctx, "--if-exists", "del-port", integrationBridge, v.Name)
+	err := w.vsctl(ctx, "--if-exists", "del-port", integrationBridge, v.Name)
+	if errors.Is(err, exec.ErrNotFound) {
+		return nil // no switch, no port: a Pod must be able to go
+	}
+	return err
 }
 
 func (w wirer) vsctl(ctx context.Context, args ...string) error {

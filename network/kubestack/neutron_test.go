@@ -64,6 +64,15 @@ func TestWirer(t *testing.T) {
 	if !errdefs.IsUnavailable(err) || reason(err) != "SwitchFailed" || !strings.Contains(err.Error(), "database connection failed: is Open vSwitch running") {
 		t.Errorf("%v (%s)", err, reason(err))
 	}
+	// Where it was never installed nothing can be plugged and nothing is left.
+	w.run = run
+	t.Setenv("PATH", t.TempDir())
+	if err := w.Plug(t.Context(), v); !errdefs.IsUnavailable(err) || !errors.Is(err, exec.ErrNotFound) {
+		t.Error(err)
+	}
+	if err := w.Unplug(t.Context(), v); err != nil {
+		t.Error(err)
+	}
 }
 
 func TestVIFOf(t *testing.T) {

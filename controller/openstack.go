@@ -35,10 +35,10 @@ type OpenStack struct {
 		// Cloud is the cloud of the file whose user asks; the other if empty. The one that makes
 		// Networks need not be in any project of its own.
 		Cloud string
-		// Wrap replaces the way to Keystone, and Remember how long its answers are good. There
-		// are no flags for them.
-		Wrap     func(http.RoundTripper) http.RoundTripper
-		Remember time.Duration
+		// Wrap replaces the way to Keystone, Remember is how long its answers are good, Every how
+		// often it is asked for projects. There are no flags for them.
+		Wrap            func(http.RoundTripper) http.RoundTripper
+		Remember, Every time.Duration
 	}
 }
 
@@ -114,6 +114,9 @@ func (o *OpenStack) identity(m ctrl.Manager) (tenant.Projects, error) {
 	}
 	service := keystone.NewService(o.credentials, o.Keystone.Wrap)
 	watcher := projects.New(service, m.GetClient(), rule)
+	if o.Keystone.Every > 0 {
+		watcher.Every = o.Keystone.Every
+	}
 	if err := m.Add(watcher); err != nil {
 		return nil, err
 	}

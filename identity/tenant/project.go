@@ -3,12 +3,12 @@ package tenant
 import (
 	"context"
 	"fmt"
-	"time"
 
 	"github.com/containerd/errdefs"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"sigs.k8s.io/controller-runtime/pkg/event"
 
 	v1alpha1 "github.com/hypernetes/hypernetes/api/hypernetes/v1alpha1"
 	"github.com/hypernetes/hypernetes/identity/binding"
@@ -19,13 +19,13 @@ import (
 // log in, and what runs goes on until the operator decides.
 const conditionProject = "ProjectReady"
 
-// projectEvery is how often it is looked at.
-const projectEvery = 30 * time.Second
-
 // Projects tells how Keystone's projects are, from what is known already.
 type Projects interface {
-	// Project returns a condition's status, its reason and its message.
+	// Project returns a condition's status, its reason and its message; no status if nothing
+	// is known yet.
 	Project(id string) (status metav1.ConditionStatus, reason, message string)
+	// Changed names the Tenants of whose projects it says something else than before.
+	Changed() <-chan event.GenericEvent
 }
 
 // project writes the condition.
@@ -45,6 +45,15 @@ func (r *tenants) project(ctx context.Context, t *v1alpha1.Tenant) (*fault, erro
 		message = fmt.Sprintf("spec.keystone.projectID: %s: tenant %s has this project: a project is one tenant's: name another", k.ProjectID, owner.Name)
 	case r.o.Projects != nil:
 		status, reason, message = r.o.Projects.Project(k.ProjectID)
+	}
+	if status == "" {
+		// What was known before this process began holds until it knows better.
+		was := meta.FindStatusCondition(t.Status.Conditions, conditionProject)
+		if was != nil && was.ObservedGeneration == t.Generation {
+			status, reason, message = was.Status, was.Reason, was.Message
+		} else {
+			status, reason, message = metav1.ConditionUnknown, "NotAsked", "Keystone was not asked for the project yet"
+		}
 	}
 	news := set(&t.Status.Conditions, t.Generation, conditionProject, status, reason, message)
 	if status != metav1.ConditionFalse {

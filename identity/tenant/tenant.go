@@ -26,6 +26,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/handler"
 	"sigs.k8s.io/controller-runtime/pkg/manager"
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
+	"sigs.k8s.io/controller-runtime/pkg/source"
 
 	v1alpha1 "github.com/hypernetes/hypernetes/api/hypernetes/v1alpha1"
 )
@@ -108,8 +109,11 @@ func (r *tenants) setup(m manager.Manager) error {
 		}
 		return nil
 	})
-	return ctrl.NewControllerManagedBy(m).Named("tenant").
-		For(&v1alpha1.Tenant{}).
+	b := ctrl.NewControllerManagedBy(m).Named("tenant")
+	if r.o.Projects != nil {
+		b = b.WatchesRawSource(source.Channel(r.o.Projects.Changed(), &handler.EnqueueRequestForObject{}))
+	}
+	return b.For(&v1alpha1.Tenant{}).
 		Watches(&corev1.Namespace{}, handler.EnqueueRequestsFromMapFunc(func(_ context.Context, o client.Object) []reconcile.Request {
 			return ofHome(o.GetName())
 		})).
@@ -159,9 +163,6 @@ func (r *tenants) Reconcile(ctx context.Context, req reconcile.Request) (reconci
 		fault, err = r.count(ctx, t)
 	}
 	result := reconcile.Result{}
-	if t.Spec.Keystone != nil {
-		result.RequeueAfter = projectEvery
-	}
 	if err == nil {
 		wrong, perr := r.project(ctx, t)
 		if err = perr; fault == nil {

@@ -17,6 +17,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/event"
 
 	v1alpha1 "github.com/hypernetes/hypernetes/api/hypernetes/v1alpha1"
 	"github.com/hypernetes/hypernetes/identity/keystone"
@@ -81,6 +82,10 @@ var _ tenant.Projects = (*Watcher)(nil)
 
 // Watcher asks Keystone now and then. It is safe for concurrent use.
 type Watcher struct {
+	// Every is how often Keystone is asked: half a minute, unless it is set before Start.
+	Every time.Duration
+
+	changed  chan event.GenericEvent
 	keystone Keystone
 	client   client.Client
 	rule     Rule
@@ -91,7 +96,7 @@ type Watcher struct {
 
 // New makes a Watcher, which is a manager.Runnable of the leader.
 func New(k Keystone, c client.Client, rule Rule) *Watcher {
-	return &Watcher{keystone: k, client: c, rule: rule, seen: map[string]state{}}
+	return &Watcher{Every: every, changed: make(chan event.GenericEvent), keystone: k, client: c, rule: rule, seen: map[string]state{}}
 }
 
 // Project implements tenant.Projects.
@@ -100,17 +105,26 @@ func (w *Watcher) Project(id string) (metav1.ConditionStatus, string, string) {
 	defer w.mu.Unlock()
 	s, ok := w.seen[id]
 	if !ok {
-		return metav1.ConditionUnknown, "NotAsked", "Keystone was not asked for the project yet"
+		return "", "", ""
 	}
 	return s.status, s.reason, s.message
 }
 
+// Changed implements tenant.Projects.
+func (w *Watcher) Changed() <-chan event.GenericEvent { return w.changed }
+
 // Start implements manager.Runnable.
 func (w *Watcher) Start(ctx context.Context) error {
-	tick := time.NewTicker(every)
+	tick := time.NewTicker(w.Every)
 	defer tick.Stop()
 	for {
-		w.Round(ctx)
+		for _, t := range w.Round(ctx) {
+			select {
+			case w.changed <- event.GenericEvent{Object: t}:
+			case <-ctx.Done():
+				return nil
+			}
+		}
 		select {
 		case <-ctx.Done():
 			return nil
@@ -119,12 +133,12 @@ func (w *Watcher) Start(ctx context.Context) error {
 	}
 }
 
-// Round asks once for everything.
-func (w *Watcher) Round(ctx context.Context) {
+// Round asks once for everything and returns the Tenants of whom there is news.
+func (w *Watcher) Round(ctx context.Context) (news []*v1alpha1.Tenant) {
 	list := &v1alpha1.TenantList{}
 	if err := w.client.List(ctx, list); err != nil {
 		log.G(ctx).WithError(err).Warn("Keystone's projects: the Tenants cannot be read")
-		return
+		return nil
 	}
 	claimed, domains := map[string]bool{}, map[string]state{}
 	seen := map[string]state{}
@@ -147,6 +161,11 @@ func (w *Watcher) Round(ctx context.Context) {
 		seen[k.ProjectID] = s
 	}
 	w.mu.Lock()
+	for i := range list.Items {
+		if t := &list.Items[i]; t.Spec.Keystone != nil && seen[t.Spec.Keystone.ProjectID] != w.seen[t.Spec.Keystone.ProjectID] {
+			news = append(news, t)
+		}
+	}
 	w.seen = seen
 	w.mu.Unlock()
 	if down == nil && w.rule != (Rule{}) {
@@ -154,6 +173,7 @@ func (w *Watcher) Round(ctx context.Context) {
 			log.G(ctx).WithError(err).Warn("Keystone's projects: Tenants cannot be made for them")
 		}
 	}
+	return news
 }
 
 // unknown keeps what was known of a project that is not good: that Keystone is away mends

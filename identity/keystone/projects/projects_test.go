@@ -58,7 +58,7 @@ func TestProjects(t *testing.T) {
 				t.Errorf("%s %s %s, want %s %s …%s…", s, r, m, status, reason, word)
 			}
 		}
-		expect(blue, metav1.ConditionUnknown, "NotAsked", "")
+		expect(blue, "", "", "")
 		w.Round(t.Context())
 		expect(blue, metav1.ConditionTrue, "Enabled", "Blue & Co.")
 		expect(strings.Repeat("0", 32), metav1.ConditionFalse, "ProjectNotFound", "cannot log in")

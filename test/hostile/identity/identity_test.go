@@ -94,8 +94,9 @@ func address(t *testing.T) string {
 	return l.Addr().String()
 }
 
-// start runs the API server and the controllers as a node does.
-func start(t *testing.T, k keystonetest.Keystone) *world {
+// start runs the API server and the controllers as a node does, with Keystone's
+// administrator or with a user who may check tokens and nothing else.
+func start(t *testing.T, k keystonetest.Keystone, full bool) *world {
 	t.Helper()
 	ctrl.SetLogger(logr.Discard())
 	klog.SetLogger(logr.Discard())
@@ -138,16 +139,20 @@ current-context: k
 		}
 	}
 	service := w.keystone.ServiceUser()
+	if full {
+		service = k.Admin
+	}
 	o := controller.Options{
 		ServiceCIDRs: "10.96.0.0/12,fd00:10:96::/108", ReservedCIDRs: "100.64.0.0/24", ClusterDomain: "cluster.local", FabricMTU: 1500,
 		Retry: 500 * time.Millisecond,
 	}
 	o.OpenStack.Cloud = "service"
-	o.OpenStack.CloudConfig = write(t, path("clouds.yaml"), fmt.Sprintf(`{clouds: {service: {auth: {auth_url: "%s", user_id: "%s", password: "%s", project_id: "%s"}}}}`,
-		service.URL, service.UserID, service.Secret, service.ProjectID))
+	o.OpenStack.CloudConfig = write(t, path("clouds.yaml"), fmt.Sprintf(`{clouds: {service: {auth: {auth_url: "%s", user_id: "%s", username: "%s", default_domain: default, password: "%s", project_id: "%s", project_name: "%s"}}}}`,
+		service.URL, service.UserID, service.Username, service.Secret, service.ProjectID, service.ProjectName))
 	hook := &o.OpenStack.Keystone
 	hook.Address, hook.Cert, hook.Key, hook.ClientCA = webhook, path("webhook.crt"), path("webhook.key"), path("front-proxy-ca.crt")
-	hook.Wrap, hook.Remember = k.Wrap, remember
+	hook.Wrap, hook.Remember, hook.Every = k.Wrap, remember, time.Second
+	hook.Tenants = "tag=auto" + w.keystone.Suffix
 	ctx, cancel := context.WithCancel(context.Background())
 	m, err := controller.New(ctx, controlplane.As(w.cfg, "h8s:controller", "h8s:controllers", "system:authenticated"), o)
 	if err != nil {
@@ -255,7 +260,7 @@ func TestIdentity(t *testing.T) {
 
 // testIdentity has one API server for all: starting it is most of the time it takes.
 func testIdentity(t *testing.T, k keystonetest.Keystone, fake *keystonetest.Fake) {
-	w := start(t, k)
+	w := start(t, k, fake != nil)
 	a := w.keystone
 	blue, red, plain := a.Project("default", "blue"), a.Project("default", "red"), a.Project("default", "plain")
 	other := a.Domain("other")
@@ -475,6 +480,7 @@ func testIdentity(t *testing.T, k keystonetest.Keystone, fake *keystonetest.Fake
 	})
 
 	if fake != nil {
+		t.Run("what becomes of projects", func(t *testing.T) { testProjects(t, w, red, token(bob, red)) })
 		t.Run("Keystone down", func(t *testing.T) { testDown(t, w, fake, token(ann, blue), token(ann, blue)) })
 	}
 }
@@ -515,4 +521,42 @@ func testDown(t *testing.T, w *world, fake *keystonetest.Fake, login1, login2 st
 	}
 	fake.Break(nil)
 	eventually(t, "Keystone is back", func() error { _, err := w.who(login2); return err })
+}
+
+// testProjects: a project that is disabled or deleted is said, its tokens stop, and nothing
+// of its tenant goes; a project with the tag gets a Tenant.
+func testProjects(t *testing.T, w *world, red, bobRed string) {
+	a := w.keystone
+	condition := func(name string, status metav1.ConditionStatus, reason string) {
+		t.Helper()
+		eventually(t, "tenant "+name, func() error {
+			o := &v1alpha1.Tenant{}
+			if err := w.admin.Get(t.Context(), client.ObjectKey{Name: name}, o); err != nil {
+				return err
+			}
+			c := meta.FindStatusCondition(o.Status.Conditions, "ProjectReady")
+			if c == nil || c.Status != status || c.Reason != reason || (status == metav1.ConditionFalse) != (o.Status.Phase == "Degraded") {
+				return fmt.Errorf("%+v", o.Status)
+			}
+			return nil
+		})
+	}
+	condition("red", metav1.ConditionTrue, "Enabled")
+	a.Enable("project", red, false)
+	condition("red", metav1.ConditionFalse, "ProjectDisabled")
+	eventually(t, "its tokens", func() error {
+		if _, err := w.who(bobRed); !apierrors.IsUnauthorized(err) {
+			return fmt.Errorf("good still: %v", err)
+		}
+		return nil
+	})
+	if err := w.admin.Get(t.Context(), client.ObjectKey{Name: "red-web"}, &corev1.Namespace{}); err != nil {
+		t.Errorf("the tenant's namespace: %v", err)
+	}
+	a.Enable("project", red, true)
+	condition("red", metav1.ConditionTrue, "Enabled")
+	auto := a.Project("default", "auto", "auto"+a.Suffix)
+	condition("auto"+a.Suffix+"-"+auto[:8], metav1.ConditionTrue, "Enabled")
+	a.Do(http.MethodDelete, "/projects/"+auto, nil, nil)
+	condition("auto"+a.Suffix+"-"+auto[:8], metav1.ConditionFalse, "ProjectNotFound")
 }

@@ -4,6 +4,9 @@ import (
 	"context"
 	"fmt"
 	"net/http"
+	"net/url"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -17,6 +20,7 @@ import (
 	"github.com/hypernetes/hypernetes/network/loadbalancer/octavia"
 	"github.com/hypernetes/hypernetes/network/openstack"
 	"github.com/hypernetes/hypernetes/network/provider"
+	"github.com/hypernetes/hypernetes/network/provider/neutron"
 	"github.com/hypernetes/hypernetes/test/openstack/openstacktest"
 )
 
@@ -38,11 +42,12 @@ func TestLive(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	n := networkOf("blue", "default", "")
+	t.Cleanup(func() { c.leave(transport, project, n) })
 	blue := tenantOf("blue")
 	blue.Spec.Keystone = &v1alpha1.KeystoneProject{ProjectID: project}
 	c.create(blue)
 	c.active(blue)
-	n := networkOf("blue", "default", "")
 	c.networkSays(n, v1alpha1.NetworkActive, "Active", "provider neutron")
 	space := c.space("blue", "web")
 	host, _ := cloud.Node(1)
@@ -90,9 +95,18 @@ func TestLive(t *testing.T) {
 			}
 			return nil
 		})
+		query := url.Values{}
+		for _, b := range listOf(t, lb, "loadbalancers", nil) {
+			if d, _ := b["description"].(string); strings.Contains(d, string(s.UID)) {
+				query.Set("loadbalancer_id", b["id"].(string))
+			}
+		}
 		state := func() string {
 			text := ""
-			for _, l := range listOf(t, lb, "listeners") {
+			for _, l := range listOf(t, lb, "listeners", nil) {
+				if !strings.Contains(fmt.Sprint(l["loadbalancers"]), query.Get("loadbalancer_id")) {
+					continue
+				}
 				text += fmt.Sprint(l["protocol"], " ", l["protocol_port"], " ", l["allowed_cidrs"], ": ")
 				id, _ := l["default_pool_id"].(string)
 				if id == "" {
@@ -132,7 +146,7 @@ func TestLive(t *testing.T) {
 		})
 		is("TCP 80 [198.51.100.0/24]: ", "TCP 443 [198.51.100.0/24]: ")
 		c.eventually("sticky", func() error {
-			for _, p := range listOf(t, lb, "pools") {
+			for _, p := range listOf(t, lb, "pools", query) {
 				if p["session_persistence"] == nil {
 					return fmt.Errorf("%v", p)
 				}
@@ -144,7 +158,7 @@ func TestLive(t *testing.T) {
 		})
 		c.delete(s)
 		c.gone(s)
-		for _, b := range listOf(t, lb, "loadbalancers") {
+		for _, b := range listOf(t, lb, "loadbalancers", nil) {
 			if d, _ := b["description"].(string); strings.Contains(d, string(s.UID)) && b["provisioning_status"] != "DELETED" {
 				t.Errorf("left: %v", b)
 			}
@@ -172,8 +186,41 @@ func TestLive(t *testing.T) {
 	}
 }
 
-func listOf(t *testing.T, c *openstack.Client, kind string) []map[string]any {
-	all, err := openstack.List[map[string]any](t.Context(), c, openstack.Collection{Path: "lbaas/" + kind, Key: kind}, nil)
+// leave removes what a test that failed left in the cloud.
+func (c *cluster) leave(transport *http.Transport, project string, n *v1alpha1.Network) {
+	if !c.t.Failed() {
+		return
+	}
+	c.stop()
+	cloud, err := openstack.New(openstack.Options{File: filepath.Join(os.Getenv("H8S_OPENSTACK"), "clouds.yaml"), Name: "admin", Transport: transport})
+	if err != nil {
+		c.t.Error(err)
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+	defer cancel()
+	ns := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: metav1.NamespaceSystem}}
+	if err := c.get(ns); err != nil {
+		c.t.Error(err)
+		return
+	}
+	if lb, err := cloud.Client(ctx, openstack.LoadBalancer, ""); err == nil {
+		balancers := openstack.Collection{Path: "lbaas/loadbalancers", Key: "loadbalancers"}
+		all, _ := openstack.List[map[string]any](ctx, lb, balancers, nil)
+		for _, b := range all {
+			if d, _ := b["description"].(string); strings.Contains(d, string(ns.UID)) {
+				_ = openstack.Remove(ctx, lb, balancers, b["id"].(string), url.Values{"cascade": {"true"}})
+			}
+		}
+	}
+	p := neutron.New(neutron.Options{Cloud: cloud, Cluster: string(ns.UID), Projects: func(context.Context, string) (string, error) { return project, nil }})
+	if err := p.Release(ctx, n); err != nil {
+		c.t.Error(err)
+	}
+}
+
+func listOf(t *testing.T, c *openstack.Client, kind string, q url.Values) []map[string]any {
+	all, err := openstack.List[map[string]any](t.Context(), c, openstack.Collection{Path: "lbaas/" + kind, Key: kind}, q)
 	if err != nil {
 		t.Log(err)
 	}

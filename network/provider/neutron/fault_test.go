@@ -181,6 +181,11 @@ func TestToken(t *testing.T) {
 func TestScope(t *testing.T) {
 	w := fake(t)
 	p := w.provider(openstack.Least)
+	w.projects["green"] = strings.Repeat("c", 32)
+	if _, err := p.Ensure(t.Context(), w.network("green", "net", "192.168.0.0/24"), nil); !errdefs.IsUnauthorized(err) || provider.Reason(err, "") != credential || !strings.Contains(err.Error(), "gives it its role") {
+		t.Errorf("%v", err)
+	}
+	delete(w.projects, "green")
 	w.fake.Requests()
 	for tenant, project := range w.projects {
 		n := w.network(tenant, "net", "192.168.0.0/24")

@@ -120,6 +120,9 @@ func (p *Provider) client(ctx context.Context, tenant string) (*openstack.Client
 		return nil, "", err
 	}
 	c, err := p.o.Cloud.Client(ctx, openstack.Network, project)
+	if errdefs.IsUnauthorized(err) && p.o.Cloud.Profile() == openstack.Least {
+		return nil, "", provider.Faultf(credential, "the controller's account gets no token for project %s of tenant %s: the operator gives it its role there, or mends --openstack-cloud-config: %w", project, tenant, err)
+	}
 	return c, project, err
 }
 

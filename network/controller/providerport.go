@@ -189,7 +189,8 @@ func (r *providerPorts) record(req reconcile.Request, x *v1alpha1.Port, st provi
 	if err != nil {
 		reason := provider.Reason(err, "ProviderError")
 		again := reconcile.Result{RequeueAfter: max(r.failures.When(req), provider.RetryAfter(err))}
-		if s.Phase == v1alpha1.PortActive && passes(err) {
+		ready := meta.FindStatusCondition(s.Conditions, v1alpha1.ConditionReady)
+		if s.Phase == v1alpha1.PortActive && ready != nil && ready.ObservedGeneration == generation && passes(err) {
 			// It is plugged and goes on: only that it is in order is not known.
 			set(&s.Conditions, generation, v1alpha1.ConditionInSync, metav1.ConditionUnknown, reason, err.Error())
 			return again

@@ -11,6 +11,7 @@ import (
 	"sort"
 	"strings"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -113,11 +114,27 @@ type fakeUpstream struct {
 	handler func(w dns.ResponseWriter, m *dns.Msg, tcp bool)
 }
 
+// bothListen takes a port that is free for UDP and TCP: of the two, one may be somebody's.
+func bothListen(t testing.TB) (*net.UDPConn, net.Listener) {
+	t.Helper()
+	for range 50 {
+		p, err := net.ListenUDP("udp", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
+		check(t, err)
+		l, err := net.Listen("tcp", p.LocalAddr().String())
+		if err == nil {
+			return p, l
+		}
+		check(t, p.Close())
+		if !errors.Is(err, syscall.EADDRINUSE) {
+			t.Fatal(err)
+		}
+	}
+	t.Fatal("no port is free for both UDP and TCP")
+	return nil, nil
+}
+
 func newUpstream(t testing.TB) *fakeUpstream {
-	p, err := net.ListenUDP("udp", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
-	check(t, err)
-	l, err := net.Listen("tcp", p.LocalAddr().String())
-	check(t, err)
+	p, l := bothListen(t)
 	u := &fakeUpstream{addr: p.LocalAddr().(*net.UDPAddr).AddrPort(), names: make(chan string, 10000)}
 	for _, s := range []*dns.Server{{PacketConn: p}, {Listener: l}} {
 		started := make(chan struct{})
@@ -205,10 +222,7 @@ func resolver(t testing.TB, change func(*Config), ups ...*fakeUpstream) (*Server
 	}
 	s, err := newServer(c)
 	check(t, err)
-	p, err := net.ListenUDP("udp", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
-	check(t, err)
-	l, err := net.Listen("tcp", p.LocalAddr().String())
-	check(t, err)
+	p, l := bothListen(t)
 	s.Update(view())
 	s.serve(p, l)
 	t.Cleanup(func() { check(t, s.Close()) })

@@ -594,6 +594,8 @@ func (d *Daemon) collect(ctx context.Context, q *api.GCRequest) error {
 
 // removeLinks removes links no attachment stands for.
 func (d *Daemon) removeLinks(ctx context.Context, keep map[string]map[string]bool) error {
+	d.strays.RLock() // none is removed while it is looked at
+	defer d.strays.RUnlock()
 	ids, err := d.edges.List()
 	if err != nil {
 		return err

@@ -127,14 +127,43 @@ func TestOctavia(t *testing.T) {
 	c.event(over, "QuotaExceeded")
 	c.delete(over)
 	c.gone(over)
+	second := serviceOf("web", "second")
+	second.Spec.LoadBalancerClass = ptr.To(octavia.Class)
+	cloud.NoQuota()
+	c.create(second)
+	c.eventually("a second one", func() error {
+		if n := len(cloud.Get("floatingips", nil)); n != 1 {
+			return fmt.Errorf("%d floating IPs", n)
+		}
+		return nil
+	})
+	c.delete(second)
+	c.gone(second)
 	foreign := serviceOf("default", "foreign")
 	foreign.Spec.LoadBalancerClass = ptr.To(octavia.Class)
 	c.create(foreign)
 	c.event(foreign, "NoNetwork")
 	c.delete(foreign)
 	c.gone(foreign)
+	// Who may edit a Service may take its finalizer away: what is left is found.
+	c.update(s, func() { delete(s.Annotations, octavia.AnnotationInternal) })
+	c.eventually("floating IP again", func() error {
+		if n := len(cloud.Get("floatingips", nil)); n != 1 {
+			return fmt.Errorf("%d floating IPs", n)
+		}
+		return nil
+	})
+	c.stop()
+	c.update(s, func() { s.Finalizers = nil })
 	c.delete(s)
 	c.gone(s)
+	c.run()
+	c.eventually("swept", func() error {
+		if left := append(cloud.Get("loadbalancers", nil), cloud.Get("floatingips", nil)...); len(left) > 0 {
+			return fmt.Errorf("%v", left)
+		}
+		return nil
+	})
 	for _, kind := range []string{"loadbalancers", "listeners", "pools", "members", "floatingips"} {
 		if left := cloud.Get(kind, nil); len(left) > 0 {
 			t.Errorf("%s left: %v", kind, left)

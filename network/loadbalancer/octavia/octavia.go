@@ -148,6 +148,9 @@ func Setup(m manager.Manager, o Options) error {
 	named := func(namespace, name string) []reconcile.Request {
 		return []reconcile.Request{{NamespacedName: types.NamespacedName{Namespace: namespace, Name: name}}}
 	}
+	if err := m.Add(r); err != nil {
+		return err
+	}
 	return ctrl.NewControllerManagedBy(m).Named("octavia").
 		WithOptions(controller.Options{MaxConcurrentReconciles: 4}).
 		For(&corev1.Service{}).

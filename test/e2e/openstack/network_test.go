@@ -36,7 +36,7 @@ func TestSeeds(t *testing.T) {
 		}
 	}
 	t.Log(c.H8S(t, "apply", "-f", dir))
-	tn.Kubectl(t, "-n", tn.Home(), "wait", "network/net1", "--for=jsonpath={.status.phase}=Active", "--timeout=120s")
+	tn.Kubectl(t, "-n", tn.Home(), "wait", "network/net1", "--for=jsonpath={.status.phase}=Active", "--timeout=240s")
 	id, router := home(t, tn, "network/net1", ".status.providerNetworkID"), home(t, tn, "network/net1", ".status.providerRouterID")
 
 	var seen struct {
@@ -64,8 +64,8 @@ func TestSeeds(t *testing.T) {
 		k8s := home(t, tn, "port/net1."+strings.ReplaceAll(n.Get("pod/"+name, ".status.podIP"), ".", "-"), ".status.mac")
 		mac := n.Exec(name, "cat", "/sys/class/net/eth0/address")
 		t.Logf("%s: port %s %v %s %s on %s; Port.status.mac %s; eth0 %s", name, o.Text("id"), o.Addresses(), o.Text("mac_address"), o.Text("status"), o.Text("binding:host_id"), k8s, mac)
-		if o.Text("mac_address") != k8s {
-			t.Errorf("%s: Neutron's MAC is %s, the Port says %s", name, o.Text("mac_address"), k8s)
+		if want := o.Text("mac_address"); want != k8s || want != mac {
+			t.Errorf("%s: Neutron's MAC is %s, the Port says %s, the Pod has %s", name, want, k8s, mac)
 		}
 		if o.Text("network_id") != id {
 			t.Errorf("%s is in network %s", name, o.Text("network_id"))
@@ -88,8 +88,8 @@ func TestSeeds(t *testing.T) {
 		}
 		return nil
 	})
-	tn.Kubectl(t, "-n", tn.Home(), "delete", "tenantnamespace", space, "--timeout=120s")
-	tn.Kubectl(t, "-n", tn.Home(), "delete", "network", "net1", "--timeout=120s")
+	tn.Kubectl(t, "-n", tn.Home(), "delete", "tenantnamespace", space, "--timeout=240s")
+	tn.Kubectl(t, "-n", tn.Home(), "delete", "network", "net1", "--timeout=240s")
 	for _, kind := range []string{"networks", "routers"} {
 		for _, o := range p.List(kind) {
 			if o.Text("id") == id || o.Text("id") == router {
@@ -193,7 +193,7 @@ func TestFloatingIP(t *testing.T) {
 		tn.Apply(fmt.Sprintf("apiVersion: hypernetes.io/v1alpha1\nkind: FloatingIP\nmetadata: {name: %s, namespace: %s}\nspec: {pod: {namespace: %s, name: %[1]s}}\n", name, tn.Home(), n.Name))
 	}
 	for _, name := range []string{"vm", "far"} {
-		tn.Kubectl(t, "-n", tn.Home(), "wait", "floatingip/"+name, "--for=jsonpath={.status.phase}=Active", "--timeout=120s")
+		tn.Kubectl(t, "-n", tn.Home(), "wait", "floatingip/"+name, "--for=jsonpath={.status.phase}=Active", "--timeout=240s")
 		ip := home(t, tn, "floatingip/"+name, ".status.address")
 		testcloud.Until(t, ip+" answers from outside", func() error {
 			if got, ok := c.Outside.Get("http://" + ip + ":8080/hostname"); !ok || got != name {
@@ -208,7 +208,7 @@ func TestFloatingIP(t *testing.T) {
 			t.Errorf("at Neutron: %v", all)
 		}
 	}
-	tn.Kubectl(t, "-n", tn.Home(), "delete", "floatingips", "--all", "--timeout=120s")
+	tn.Kubectl(t, "-n", tn.Home(), "delete", "floatingips", "--all", "--timeout=240s")
 	if left := p.List("floatingips"); len(left) > 0 {
 		t.Errorf("left: %v", left)
 	}

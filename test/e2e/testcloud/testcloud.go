@@ -30,7 +30,7 @@ const (
 )
 
 // Patience is how long what Neutron's agents do may take here.
-const Patience = 3 * time.Minute
+const Patience = 4 * time.Minute
 
 // Cloud is the cluster and its OpenStack.
 type Cloud struct {
@@ -107,6 +107,9 @@ func Down() {
 	}
 	world.out.remove()
 	_ = os.RemoveAll(world.dir)
+	if testcluster.Keep() {
+		return
+	}
 	ctx, cancel := context.WithTimeout(context.Background(), Patience)
 	defer cancel()
 	for _, n := range world.nodes {
@@ -130,7 +133,7 @@ func (c *Cloud) Tenant(t testing.TB, flags ...string) *testcluster.Tenant {
 // TenantOf makes a tenant of a project.
 func (c *Cloud) TenantOf(t testing.TB, p *Project, flags ...string) *testcluster.Tenant {
 	t.Helper()
-	return c.Cluster.Tenant(t, append([]string{"--project-id", p.ID}, flags...)...)
+	return c.Cluster.Tenant(t, append([]string{"--project-id", p.ID, "--timeout", Patience.String()}, flags...)...)
 }
 
 // Underlay is the address that Neutron's agents know a node by.

@@ -26,7 +26,6 @@ func (c *Cluster) Tenant(t testing.TB, flags ...string) *Tenant {
 	var raw [3]byte
 	_, _ = rand.Read(raw[:])
 	tn := &Tenant{Cluster: c, Name: "t" + hex.EncodeToString(raw[:]), t: t}
-	c.H8S(t, append([]string{"tenant", "create", tn.Name, "--wait"}, flags...)...)
 	t.Cleanup(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), Patience)
 		defer cancel()
@@ -37,6 +36,8 @@ func (c *Cluster) Tenant(t testing.TB, flags ...string) *Tenant {
 			t.Errorf("clean up: h8s tenant delete %s: %v\n%s", tn.Name, err, out)
 		}
 	})
+	// What is half made is cleaned up, too.
+	c.H8S(t, append([]string{"tenant", "create", tn.Name, "--wait"}, flags...)...)
 	return tn
 }
 
@@ -51,7 +52,7 @@ func (tn *Tenant) Network(name string, cidrs ...string) {
 		fmt.Fprintf(&subnets, "    s%d: {cidr: %q}\n", i, cidr)
 	}
 	tn.Apply(fmt.Sprintf("apiVersion: hypernetes.io/v1alpha1\nkind: Network\nmetadata: {name: %s, namespace: %s}\nspec:\n  subnets:\n%s", name, tn.Home(), &subnets))
-	tn.Kubectl(tn.t, "-n", tn.Home(), "wait", "network/"+name, "--for=jsonpath={.status.phase}=Active", "--timeout=60s")
+	tn.Kubectl(tn.t, "-n", tn.Home(), "wait", "network/"+name, "--for=jsonpath={.status.phase}=Active", "--timeout="+Patience.String())
 }
 
 // Apply applies manifests as the operator.

@@ -78,14 +78,20 @@ func Anew(t testing.TB, flags ...string) *Cluster {
 		}
 		t.Skipf("end-to-end tests need a cluster, but %s", reason)
 	}
-	if out, err := c.Reset(); err != nil {
-		t.Fatalf("reset %s: %v\n%s", c.Node, err, out)
+	if !Keep() {
+		if out, err := c.Reset(); err != nil {
+			t.Fatalf("reset %s: %v\n%s", c.Node, err, out)
+		}
 	}
 	if _, err := c.start(flags...); err != nil {
 		t.Fatal(err)
 	}
 	return c
 }
+
+// Keep says that clusters made by Anew are to stay, for who works on their tests:
+// $H8S_E2E_KEEP is set.
+func Keep() bool { return os.Getenv("H8S_E2E_KEEP") != "" }
 
 // Reset removes the node.
 func (c *Cluster) Reset() (string, error) {
@@ -150,7 +156,7 @@ func (c *Cluster) H8S(t testing.TB, args ...string) string {
 
 // TryH8S is H8S for commands that may fail and for the end of a test.
 func (c *Cluster) TryH8S(args ...string) (string, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 6*time.Minute) // h8s gives up before
 	defer cancel()
 	out, err := c.command(ctx, append(args, "--name", c.Node)...).CombinedOutput()
 	return string(out), err

@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -27,7 +28,7 @@ var limits = subnet.Limits{FabricMTU: 1500, DefaultProvider: provider.Neutron}
 
 // world is a Neutron under test, the real one or the stand-in.
 type world struct {
-	t *testing.T
+	t testing.TB
 	// config is a clouds.yaml; full and least are clouds of it.
 	config, full, least string
 	transport           *http.Transport
@@ -41,7 +42,7 @@ type world struct {
 	fake  *neutrontest.Server
 }
 
-func fake(t *testing.T) *world {
+func fake(t testing.TB) *world {
 	s := neutrontest.New(t)
 	w := &world{
 		t: t, config: s.CloudsYAML(t), full: "admin", least: "least", host: "n1", external: "public", fake: s,
@@ -51,7 +52,7 @@ func fake(t *testing.T) *world {
 	return w
 }
 
-func live(t *testing.T) *world {
+func live(t testing.TB) *world {
 	c := openstacktest.Up(t)
 	w := &world{
 		t: t, config: c.ConfigFile(), full: "admin", least: "least", external: openstacktest.ExternalNetwork,
@@ -221,7 +222,7 @@ func (w *world) get(kind, id string) map[string]any {
 }
 
 func TestFake(t *testing.T) {
-	t.Run("tags afterwards", func(t *testing.T) { suite(t, fake) })
+	t.Run("tags afterwards", func(t *testing.T) { suite(t, func(t *testing.T) *world { return fake(t) }) })
 	t.Run("tags at once", func(t *testing.T) {
 		suite(t, func(t *testing.T) *world {
 			w := fake(t)
@@ -232,7 +233,7 @@ func TestFake(t *testing.T) {
 	})
 }
 
-func TestLive(t *testing.T) { suite(t, live) }
+func TestLive(t *testing.T) { suite(t, func(t *testing.T) *world { return live(t) }) }
 
 func suite(t *testing.T, make func(*testing.T) *world) {
 	for _, profile := range []string{openstack.Full, openstack.Least} {
@@ -705,4 +706,47 @@ func testTenants(t *testing.T, w *world, profile string) {
 	w.del(networks, theirs)
 	w.get(networks, forged)
 	w.del(networks, forged)
+}
+
+func BenchmarkFake(b *testing.B) { benchmark(b, fake(b)) }
+
+func BenchmarkLive(b *testing.B) { benchmark(b, live(b)) }
+
+// benchmark makes and removes ports, eight at a time as the controller does.
+func benchmark(b *testing.B, w *world) {
+	p := w.provider(openstack.Full)
+	n := w.network("blue", "net", "10.0.0.0/16")
+	w.ensure(p, n)
+	run := func(what string, f func(x *v1alpha1.Port) error) func(all []*v1alpha1.Port) {
+		return func(all []*v1alpha1.Port) {
+			begun, slots := time.Now(), make(chan struct{}, 8)
+			var wg sync.WaitGroup
+			for _, x := range all {
+				slots <- struct{}{}
+				wg.Go(func() {
+					defer func() { <-slots }()
+					if err := f(x); err != nil {
+						b.Error(err)
+					}
+				})
+			}
+			wg.Wait()
+			b.ReportMetric(float64(len(all))/time.Since(begun).Seconds(), what+"/s")
+		}
+	}
+	var all []*v1alpha1.Port
+	for i := range b.N {
+		all = append(all, w.port(n, fmt.Sprintf("10.0.%d.%d", 1+i/250, 2+i%250), w.host))
+	}
+	b.ResetTimer()
+	run("made", func(x *v1alpha1.Port) error {
+		st, err := p.EnsurePort(b.Context(), n, x)
+		x.Status.ProviderPortID = st.ID
+		return err
+	})(all)
+	run("removed", func(x *v1alpha1.Port) error { return p.ReleasePort(b.Context(), x) })(all)
+	b.StopTimer()
+	if err := p.Release(b.Context(), n); err != nil {
+		b.Fatal(err)
+	}
 }

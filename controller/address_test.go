@@ -1,7 +1,6 @@
 package controller
 
 import (
-	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -28,18 +27,12 @@ import (
 
 func poolOf(name string, quarantine int32, tenants []string, addresses ...string) *v1alpha1.AddressPool {
 	return &v1alpha1.AddressPool{ObjectMeta: metav1.ObjectMeta{Name: name},
-		Spec: v1alpha1.AddressPoolSpec{Addresses: addresses, Tenants: tenants, QuarantineSeconds: quarantine}}
+		Spec: v1alpha1.AddressPoolSpec{Addresses: addresses, Tenants: tenants, QuarantineSeconds: &quarantine}}
 }
 
 func (c *cluster) pool(p *v1alpha1.AddressPool) *v1alpha1.AddressPool {
 	c.t.Helper()
-	quarantine := p.Spec.QuarantineSeconds
 	c.create(p)
-	if quarantine == 0 { // omitted in JSON, hence defaulted
-		c.eventually("quarantine", func() error {
-			return c.admin.Patch(context.Background(), p, client.RawPatch("application/merge-patch+json", []byte(`{"spec":{"quarantineSeconds":0}}`)))
-		})
-	}
 	c.says(p, func() []metav1.Condition { return p.Status.Conditions }, "Ready", "True", "Ready", "")
 	return p
 }

@@ -16,6 +16,7 @@ import (
 	"k8s.io/apimachinery/pkg/api/equality"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/utils/ptr"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/controller/controllerutil"
@@ -145,7 +146,7 @@ func (b base) take(ctx context.Context, w wish, owner claim.Owner) (netip.Addr, 
 		case errdefs.IsAlreadyExists(err):
 			return netip.Addr{}, "", refuse("AddressInUse", "address: %s is taken: ask for another, or for none", w.address)
 		case errdefs.IsUnavailable(err):
-			return netip.Addr{}, "", refuse("AddressKeptBack", "address: %s was released a moment ago and is kept back for %d s", w.address, pool.Spec.QuarantineSeconds)
+			return netip.Addr{}, "", refuse("AddressKeptBack", "address: %s was released a moment ago and is kept back for %d s", w.address, quarantine(pool)/time.Second)
 		case err != nil:
 			return netip.Addr{}, "", err
 		}
@@ -184,9 +185,13 @@ func (b base) unfit(a netip.Addr) bool {
 func (b base) quarantine(ctx context.Context, pool string) time.Duration {
 	p := &v1alpha1.AddressPool{}
 	if err := b.client.Get(ctx, client.ObjectKey{Name: pool}, p); err != nil {
-		return time.Minute
+		return quarantine(&v1alpha1.AddressPool{})
 	}
-	return time.Duration(p.Spec.QuarantineSeconds) * time.Second
+	return quarantine(p)
+}
+
+func quarantine(p *v1alpha1.AddressPool) time.Duration {
+	return time.Duration(ptr.Deref(p.Spec.QuarantineSeconds, v1alpha1.DefaultQuarantine)) * time.Second
 }
 
 // asRefusal is the refusal that err is.

@@ -106,11 +106,14 @@ type AddressPoolSpec struct {
 	Tenants []string `json:"tenants,omitempty"`
 	// Default makes it the pool of who names none.
 	Default bool `json:"default,omitempty"`
-	// QuarantineSeconds an address is kept back after its release.
+	// QuarantineSeconds an address is kept back after its release; DefaultQuarantine if nil.
 	// +kubebuilder:validation:Minimum=0
 	// +kubebuilder:default=60
-	QuarantineSeconds int32 `json:"quarantineSeconds,omitempty"`
+	QuarantineSeconds *int32 `json:"quarantineSeconds,omitempty"`
 }
+
+// DefaultQuarantine is AddressPoolSpec.QuarantineSeconds of who says nothing.
+const DefaultQuarantine int32 = 60
 
 // AddressPoolStatus is what the controller saw.
 type AddressPoolStatus struct {

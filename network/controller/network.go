@@ -240,12 +240,22 @@ func (r *networks) routed(ctx context.Context, n *v1alpha1.Network, subnets []v1
 			continue
 		}
 		// The other's name and range are not told: it may be another tenant's.
-		if mine, _, ok := subnet.Overlap(subnets, o.Status.Subnets); ok {
+		if mine, _, ok := subnet.Overlap(subnets, r.ranges(o)); ok {
 			return &fault{phase: v1alpha1.NetworkFailed, reason: "NotUnique", message: fmt.Sprintf(
 				"spec.hostAccess: Routed needs ranges nobody else in the cluster has, and %s is in use: choose another, or Isolated", mine)}, nil
 		}
 	}
 	return nil, nil
+}
+
+// ranges are those a Network has and those it is about to get, which its status does not
+// say yet. What is refused gets none.
+func (r *networks) ranges(n *v1alpha1.Network) []v1alpha1.SubnetStatus {
+	out := slices.Clone(n.Status.Subnets)
+	if n.Status.Phase != v1alpha1.NetworkFailed && len(subnet.ValidateNetwork(n.Spec, r.o.Limits)) == 0 {
+		out = append(out, subnet.Normalise(n.Spec, n.Status.Subnets)...)
+	}
+	return out
 }
 
 func before(a, b client.Object) bool {

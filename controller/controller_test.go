@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"net"
 	"net/http"
 	"os"
 	"strings"
@@ -111,12 +110,7 @@ func (c *cluster) run() {
 	c.t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	cfg := controlplane.As(c.cfg, "h8s:controller", "h8s:controllers", "system:authenticated")
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		c.t.Fatal(err)
-	}
-	address := l.Addr().String()
-	l.Close()
+	address := controlplane.Address(c.t)
 	if err := prepare(ctx, cfg); err != nil {
 		c.t.Fatal(err)
 	}
@@ -678,6 +672,15 @@ func TestNetwork(t *testing.T) {
 	})
 
 	t.Run("routed", func(t *testing.T) {
+		// It goes by who was there before, and the API server's clock shows seconds.
+		others := networkOf("red", "default", "")
+		c.networkSays(others, v1alpha1.NetworkActive, "Active", "")
+		c.eventually("a second after red's default", func() error {
+			if since := time.Since(others.CreationTimestamp.Time); since < time.Second {
+				return fmt.Errorf("it is %v", since)
+			}
+			return nil
+		})
 		n := networkOf("blue", "host1", "10.0.4.0/24") // inside red's default
 		n.Spec.HostAccess = v1alpha1.HostRouted
 		c.create(n)

@@ -58,16 +58,6 @@ func certificate(t *testing.T) (cert, key string) {
 	return cert, key
 }
 
-func address(t *testing.T) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().String()
-}
-
 // TestRun is the whole process, admission included, with the rights it has in a cluster.
 func TestRun(t *testing.T) {
 	c := &cluster{t: t, cfg: controlplane.Start(t)}
@@ -78,9 +68,9 @@ func TestRun(t *testing.T) {
 	c.rights()
 	c.create(&nodev1.RuntimeClass{ObjectMeta: metav1.ObjectMeta{Name: "hyper"}, Handler: "hyper"})
 	cert, key := certificate(t)
-	health := address(t)
+	health := controlplane.Address(t)
 	kubeconfig := controlplane.Kubeconfig(t, controlplane.As(c.cfg, "h8s:controller", "h8s:controllers", "system:authenticated"))
-	o, err := Flags([]string{"--kubeconfig=" + kubeconfig, "--webhook-address=" + address(t), "--webhook-cert=" + cert, "--webhook-key=" + key,
+	o, err := Flags([]string{"--kubeconfig=" + kubeconfig, "--webhook-address=" + controlplane.Address(t), "--webhook-cert=" + cert, "--webhook-key=" + key,
 		"--webhook-ca=" + cert, "--health-address=" + health, "--leader-elect=false"}, t.Output())
 	if err != nil {
 		t.Fatal(err)

@@ -15,6 +15,7 @@ import (
 	"io"
 	"io/fs"
 	"math/big"
+	mathrand "math/rand/v2"
 	"net"
 	"net/http"
 	"os"
@@ -255,19 +256,31 @@ func established(crd *apiextensionsv1.CustomResourceDefinition) bool {
 	return false
 }
 
-// freePorts are ports nobody listens on; they are held together so that they differ.
+// Address is one on loopback that nobody listens on, for a server whose address is to be
+// known before it is there.
+func Address(t testing.TB) string {
+	t.Helper()
+	return fmt.Sprintf("127.0.0.1:%d", freePorts(t, 1)[0])
+}
+
+// freePorts are ports nobody listens on; they are held together so that they differ. They
+// are below those the kernel gives to connections (and to listeners that ask for none in
+// particular): on a busy machine one of those is soon somebody else's.
 func freePorts(t testing.TB, n int) []int {
 	t.Helper()
-	ports := make([]int, n)
-	for i := range ports {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
+	ports := make([]int, 0, n)
+	for range 1000 {
+		l, err := net.Listen("tcp", fmt.Sprintf("0.0.0.0:%d", 20000+mathrand.IntN(10000)))
 		if err != nil {
-			t.Fatal(err)
+			continue
 		}
 		defer l.Close()
-		ports[i] = l.Addr().(*net.TCPAddr).Port
+		if ports = append(ports, l.Addr().(*net.TCPAddr).Port); len(ports) == n {
+			return ports
+		}
 	}
-	return ports
+	t.Fatal("no free ports between 20000 and 29999")
+	return nil
 }
 
 // pki is a throw-away authority with the keys the API server needs.

@@ -184,12 +184,7 @@ func (w *world) start(t *testing.T) {
 	t.Helper()
 	dir := t.TempDir()
 	certificates(t, dir)
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	address := listener.Addr().String()
-	listener.Close()
+	address := controlplane.Address(t)
 	mgr, err := ctrl.NewManager(controlplane.As(w.cfg, admission.ControllerUser, admission.ControllerGroup), ctrl.Options{Scheme: controlplane.Scheme(), Metrics: metricsserver.Options{BindAddress: "0"},
 		HealthProbeBindAddress: "0", Controller: config.Controller{SkipNameValidation: new(true)}})
 	if err != nil {

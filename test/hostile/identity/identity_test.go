@@ -12,7 +12,6 @@ import (
 	"crypto/x509/pkix"
 	"encoding/pem"
 	"fmt"
-	"net"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -83,24 +82,13 @@ func write(t *testing.T, path, text string) string {
 	return path
 }
 
-// address is one on loopback that nobody listens on.
-func address(t *testing.T) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().String()
-}
-
 // start runs the API server and the controllers as a node does, with Keystone's
 // administrator or with a user who may check tokens and nothing else.
 func start(t *testing.T, k keystonetest.Keystone, full bool) *world {
 	t.Helper()
 	ctrl.SetLogger(logr.Discard())
 	klog.SetLogger(logr.Discard())
-	dir, webhook := t.TempDir(), address(t)
+	dir, webhook := t.TempDir(), controlplane.Address(t)
 	store := pki.Store{Dir: dir}
 	if _, err := store.Ensure([]string{"ca", "front-proxy-ca"}, []pki.Leaf{
 		{File: "webhook", CA: "ca", CN: "h8s-webhook", Use: pki.Server, Hosts: []string{"127.0.0.1"}},

@@ -250,6 +250,7 @@ type flow struct {
 	from         *netns.NS
 	to           *netns.NS
 	dst          unix.Sockaddr
+	trips        int
 }
 
 func (r *rig) flow(from, to *netns.NS, src, dst netip.Addr, port uint16) *flow {
@@ -261,16 +262,36 @@ func (r *rig) flow(from, to *netns.NS, src, dst netip.Addr, port uint16) *flow {
 	return f
 }
 
+// patience is how long a datagram that must come may take, sent again and again: the kernel
+// lets nothing out of a link until a worker of its own has seen that the carrier is there.
+const patience = 30 * time.Second
+
 // roundTrip goes and comes back. What was sent on the same path before is through then.
 func (f *flow) roundTrip() bool {
-	f.r.do(f.from, func() error { return unix.Sendto(f.client, []byte("ping"), 0, f.dst) })
-	_, src, ok := receive(f.peer, time.Second)
-	if !ok {
-		return false
+	for deadline := time.Now().Add(patience); time.Now().Before(deadline); {
+		f.trips++ // an answer to what was sent before is not the answer to this
+		text := fmt.Sprint("trip ", f.trips)
+		f.r.do(f.from, func() error { return unix.Sendto(f.client, []byte(text), 0, f.dst) })
+		src, ok := expect(f.peer, text)
+		if !ok {
+			continue
+		}
+		f.r.do(f.to, func() error { return unix.Sendto(f.peer, []byte(text), 0, src) })
+		if _, ok := expect(f.client, text); ok {
+			return true
+		}
 	}
-	f.r.do(f.to, func() error { return unix.Sendto(f.peer, []byte("pong"), 0, src) })
-	_, _, ok = receive(f.client, time.Second)
-	return ok
+	return false
+}
+
+// expect waits a moment for one datagram, past others.
+func expect(fd int, text string) (unix.Sockaddr, bool) {
+	for {
+		got, src, ok := receive(fd, 200*time.Millisecond)
+		if !ok || got == text {
+			return src, ok
+		}
+	}
 }
 
 func (r *rig) key(p Pod) string {
@@ -810,7 +831,7 @@ func TestResolver(t *testing.T) {
 		t.Fatal(err)
 	}
 	fd := r.open(r.pods["x/a"], unix.SOCK_DGRAM, a.Addresses[1], 0)
-	deadline := time.Now().Add(20 * time.Second)
+	deadline := time.Now().Add(patience)
 	for {
 		r.do(r.pods["x/a"], func() error {
 			_ = unix.Sendto(fd, []byte("x"), 0, sockaddr(dns.Addresses[1], 53)) // asks for the neighbour
@@ -863,7 +884,7 @@ func TestHostsAndSelf(t *testing.T) {
 	r.do(r.pods["x/a"], func() error {
 		return unix.Sendto(fd, []byte("me"), 0, sockaddr(netip.MustParseAddr("10.96.0.9"), 90))
 	})
-	if text, _, ok := receive(listener, 5*time.Second); !ok || text != "me" {
+	if text, _, ok := receive(listener, patience); !ok || text != "me" {
 		t.Errorf("a Pod cannot reach itself through its Service: %q %v", text, ok)
 	}
 }

@@ -188,6 +188,37 @@ func TestNeutron(t *testing.T) {
 		cloud.Mend()
 		c.gone(p)
 	})
+	t.Run("strays", func(t *testing.T) {
+		// A request that was given up is carried out in the end, when its Port is gone.
+		mark := cloud.Get("ports", byID(port.Status.ProviderPortID))[0]["description"].(string)
+		other := strings.Replace(mark, string(port.UID), "9f0f7e3c-0000-4000-8000-000000000000", 1)
+		if other == mark {
+			t.Fatalf("the mark %q is without %s", mark, port.UID)
+		}
+		for owner, mark := range map[string]string{"hypernetes:pod": other, "compute:y": other, "hypernetes:pod ": "mine"} {
+			cloud.Put("ports", map[string]any{"network_id": n.Status.ProviderNetworkID, "project_id": neutrontest.Alpha, "device_owner": strings.TrimSpace(owner),
+				"device_id": "stray", "description": mark, "mac_address": fmt.Sprintf("fa:16:3e:bb:bb:%02x", len(owner))})
+		}
+		left := func() []map[string]any {
+			return cloud.Get("ports", func(r map[string]any) bool { return r["device_id"] == "stray" })
+		}
+		c.eventually("the stray is gone", func() error {
+			if len(left()) != 2 {
+				return fmt.Errorf("%v", left())
+			}
+			return nil
+		})
+		for _, r := range left() {
+			if r["description"] == other && r["device_owner"] == "hypernetes:pod" {
+				t.Errorf("another was removed: %v", left())
+			}
+		}
+		c.event(n, "Repaired")
+		cloud.Delete("ports", func(r map[string]any) bool { return r["device_id"] == "stray" })
+		if len(cloud.Get("ports", byID(port.Status.ProviderPortID))) != 1 {
+			t.Error("the Pod's port is gone")
+		}
+	})
 	t.Run("end", func(t *testing.T) {
 		// The Pod goes, and nobody says so: the Port is collected, and Neutron's with it.
 		c.delete(pod)

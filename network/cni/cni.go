@@ -29,7 +29,7 @@ import (
 )
 
 const (
-	addTimeout  = 90 * time.Second // the daemon's own is shorter
+	addTimeout  = 150 * time.Second // the daemon's own is shorter
 	callTimeout = 20 * time.Second
 	// codeNotReady of STATUS: the plugin cannot take ADD requests.
 	codeNotReady = 50

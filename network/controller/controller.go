@@ -12,6 +12,7 @@ import (
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/tools/events"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/manager"
@@ -47,6 +48,17 @@ type PortProvider interface {
 	// Drifted names those of a Network's Ports for which EnsurePort has something to do or
 	// to tell.
 	Drifted(ctx context.Context, n *v1alpha1.Network, all []v1alpha1.Port) ([]string, error)
+}
+
+// StrayProvider is a PortProvider that finds ports again which nobody here knows: of a
+// request that was carried out long after it had been given up, when its Port was gone.
+type StrayProvider interface {
+	PortProvider
+	// Strays are the ports of a Network, by ID, that were made for Ports which are none of
+	// all, with these Ports' UIDs.
+	Strays(ctx context.Context, n *v1alpha1.Network, all []v1alpha1.Port) (map[string]types.UID, error)
+	// RemoveStray removes one.
+	RemoveStray(ctx context.Context, n *v1alpha1.Network, id string) error
 }
 
 // AddressProvider is a Provider that has external addresses of its own, for Networks that

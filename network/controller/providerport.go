@@ -44,6 +44,8 @@ type providerPorts struct {
 	// failures and looks count how often in a row a Port could not be made, and was not
 	// wired.
 	failures, looks workqueue.TypedRateLimiter[reconcile.Request]
+	// strays are ports at a provider that belonged to no Port when they were last looked for.
+	strays map[string]bool
 }
 
 // pollsFast is how often a Port that is not wired is looked at before that becomes rarer.
@@ -97,12 +99,53 @@ func (r *providerPorts) Start(ctx context.Context) error {
 		if err := r.client.List(ctx, list); err != nil {
 			continue
 		}
+		seen := map[string]bool{}
 		for i := range list.Items {
 			if err := r.compare(ctx, &list.Items[i]); err != nil && ctx.Err() == nil {
 				log.FromContext(ctx).Info("Ports could not be compared", "network", list.Items[i].Name, "tenant", list.Items[i].Status.Tenant, "reason", err.Error())
 			}
+			if err := r.tidy(ctx, &list.Items[i], seen); err != nil && ctx.Err() == nil {
+				log.FromContext(ctx).Info("ports of no Port could not be looked for", "network", list.Items[i].Name, "tenant", list.Items[i].Status.Tenant, "reason", err.Error())
+			}
 		}
+		r.strays = seen
 	}
+}
+
+// tidy removes ports at the provider that belong to no Port, and did not the last time
+// either; seen becomes those found now.
+func (r *providerPorts) tidy(ctx context.Context, n *v1alpha1.Network, seen map[string]bool) error {
+	provider, ok := r.portProvider(n)
+	p, ok2 := provider.(StrayProvider)
+	if !ok || !ok2 || n.Status.ProviderNetworkID == "" || !n.DeletionTimestamp.IsZero() {
+		return nil
+	}
+	list := &v1alpha1.PortList{}
+	if err := r.client.List(ctx, list, client.InNamespace(n.Namespace), client.MatchingFields{indexNetwork: n.Name}); err != nil {
+		return err
+	}
+	strays, err := p.Strays(ctx, n, list.Items)
+	if err != nil || len(strays) == 0 {
+		return err
+	}
+	// The cache may not know yet whom it was made for.
+	if err := r.live.List(ctx, list, client.InNamespace(n.Namespace)); err != nil {
+		return err
+	}
+	for id, uid := range strays {
+		if slices.ContainsFunc(list.Items, func(x v1alpha1.Port) bool { return x.UID == uid }) {
+			continue
+		}
+		if seen[id] = true; !r.strays[id] {
+			continue
+		}
+		if err := p.RemoveStray(ctx, n, id); err != nil {
+			return err
+		}
+		delete(seen, id)
+		r.note(n, corev1.EventTypeWarning, "Repaired", "Repair", "port %s at the provider belonged to no Port any more: removed", id)
+	}
+	return nil
 }
 
 func (r *providerPorts) compare(ctx context.Context, n *v1alpha1.Network) error {

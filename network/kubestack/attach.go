@@ -27,7 +27,7 @@ import (
 )
 
 const (
-	addTimeout = 80 * time.Second // less than the plugin's
+	addTimeout = 140 * time.Second // less than the plugin's
 	// apiTimeout bounds what DEL asks of an API server that may be down.
 	apiTimeout = 3 * time.Second
 	// maxNICs bounds what one Pod may have.

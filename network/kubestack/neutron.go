@@ -30,9 +30,10 @@ import (
 
 const (
 	// madeTimeout is how long the controller may take to make the provider's port, and
-	// wiredTimeout how long the agent to wire it.
-	madeTimeout  = 30 * time.Second
-	wiredTimeout = 45 * time.Second
+	// wiredTimeout how long the agent to wire it. Giving up costs a busy cloud more than
+	// waiting: what it was asked for it makes all the same, and has then to remove.
+	madeTimeout  = 75 * time.Second
+	wiredTimeout = 60 * time.Second
 	// maxLost is how many addresses may turn out to be others' at the provider.
 	maxLost = 16
 	// switchTimeout is ovs-vsctl's.

@@ -42,6 +42,7 @@ import (
 var (
 	_ controller.Provider        = (*Provider)(nil)
 	_ controller.PortProvider    = (*Provider)(nil)
+	_ controller.StrayProvider   = (*Provider)(nil)
 	_ controller.AddressProvider = (*Provider)(nil)
 )
 

@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"github.com/containerd/errdefs"
+	"k8s.io/apimachinery/pkg/types"
 
 	v1alpha1 "github.com/hypernetes/hypernetes/api/hypernetes/v1alpha1"
 	"github.com/hypernetes/hypernetes/network/openstack"
@@ -280,4 +281,43 @@ func (p *Provider) drifted(ctx context.Context, n *v1alpha1.Network, all []v1alp
 		}
 	}
 	return out, nil
+}
+
+// Strays implements controller.StrayProvider. Whose mark a port carries is the tenant's to
+// change, and so is what becomes of a port of theirs that says it is ours.
+func (p *Provider) Strays(ctx context.Context, n *v1alpha1.Network, all []v1alpha1.Port) (map[string]types.UID, error) {
+	found, err := p.findStrays(ctx, n, all)
+	return found, explain(err, "look for forgotten ports of Network "+n.Name+" at Neutron")
+}
+
+func (p *Provider) findStrays(ctx context.Context, n *v1alpha1.Network, all []v1alpha1.Port) (map[string]types.UID, error) {
+	c, project, err := p.client(ctx, n.Status.Tenant)
+	if err != nil {
+		return nil, err
+	}
+	there, err := list[port](ctx, c, ports, url.Values{"network_id": {n.Status.ProviderNetworkID}, "project_id": {project}, "device_owner": {deviceOwner}})
+	if err != nil {
+		return nil, err
+	}
+	known := map[types.UID]bool{}
+	for i := range all {
+		known[all[i].UID] = true
+	}
+	out := map[string]types.UID{}
+	for _, h := range there {
+		uid, ours := strings.CutPrefix(h.Description, p.mark(""))
+		if ours && uid != "" && !known[types.UID(uid)] && h.Network == n.Status.ProviderNetworkID && h.Project == project && h.DeviceOwner == deviceOwner {
+			out[h.ID] = types.UID(uid)
+		}
+	}
+	return out, nil
+}
+
+// RemoveStray implements controller.StrayProvider.
+func (p *Provider) RemoveStray(ctx context.Context, n *v1alpha1.Network, id string) error {
+	c, _, err := p.client(ctx, n.Status.Tenant)
+	if err == nil {
+		err = remove(ctx, c, ports, id)
+	}
+	return explain(err, "remove forgotten port "+id+" at Neutron")
 }

@@ -13,7 +13,7 @@ import (
 
 // TestFaults kills parts of OpenStack while Pods come and go. What runs is not disturbed,
 // somebody says what is wrong, and when the part is back all ends as it should, with a port
-// for each Pod and no other. It runs before the parallel tests, which need all of OpenStack.
+// for each Pod and no other.
 func TestFaults(t *testing.T) {
 	c := testcloud.Up(t, 2)
 	p := c.Project(t)

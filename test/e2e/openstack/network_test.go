@@ -18,7 +18,6 @@ import (
 // the tenant's project, as its user sees with OpenStack's own client, and Pods make ports
 // there. Deleting them leaves nothing.
 func TestSeeds(t *testing.T) {
-	t.Parallel()
 	c := testcloud.Up(t, 2)
 	p := c.Project(t)
 	user := c.CloudsYAML(t, map[string]map[string]string{"user": p.User("member").Auth()})
@@ -102,7 +101,6 @@ func TestSeeds(t *testing.T) {
 // TestRepair: what others change or delete at Neutron is as it was soon after, Pods go on
 // talking, and an event says it.
 func TestRepair(t *testing.T) {
-	t.Parallel()
 	c := testcloud.Up(t, 2)
 	p := c.Project(t)
 	tn := c.TenantOf(t, p, append([]string{"--cidr", "192.168.7.0/24"}, light...)...)
@@ -182,7 +180,6 @@ func TestRepair(t *testing.T) {
 // TestFloatingIP: a floating address of Neutron's leads to a Pod from outside, and the Pod
 // leaves under it; deleting it frees it.
 func TestFloatingIP(t *testing.T) {
-	t.Parallel()
 	c := testcloud.Up(t, 2)
 	p := c.Project(t)
 	tn := c.TenantOf(t, p, light...)
@@ -216,7 +213,6 @@ func TestFloatingIP(t *testing.T) {
 
 // TestApart: two projects that are the same in everything do not meet, on either node.
 func TestApart(t *testing.T) {
-	t.Parallel()
 	c := testcloud.Up(t, 2)
 	type side struct {
 		*testcluster.Tenant
@@ -276,7 +272,6 @@ func TestApart(t *testing.T) {
 
 // TestReserved: no tenant's Network may have OpenStack's own addresses.
 func TestReserved(t *testing.T) {
-	t.Parallel()
 	c := testcloud.Up(t, 2)
 	tn := c.Tenant(t, light...)
 	file := filepath.Join(t.TempDir(), "network.yaml")

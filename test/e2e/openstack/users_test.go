@@ -87,7 +87,6 @@ func applicationCredential(t *testing.T, u *testcloud.User) map[string]string {
 // TestLogins: two users of two projects, a member and a reader, log in with password, token
 // and application credential, do their role's work, and nothing in the other's project.
 func TestLogins(t *testing.T) {
-	t.Parallel()
 	c := testcloud.Up(t, 2)
 	type side struct {
 		*testcloud.User
@@ -139,7 +138,6 @@ func TestLogins(t *testing.T) {
 
 // TestRevoked: a revoked token stops within the bound.
 func TestRevoked(t *testing.T) {
-	t.Parallel()
 	c := testcloud.Up(t, 2)
 	p := c.Project(t)
 	u := p.User("member")

@@ -165,6 +165,12 @@ func (r *rig) plug(n *netns.NS, link string, v4, v6 netip.Addr) {
 		check(e.RouteAdd(&netlink.Route{LinkIndex: out.Attrs().Index, Dst: dst, Scope: netlink.SCOPE_LINK}))
 		check(e.NeighSet(&netlink.Neigh{LinkIndex: out.Attrs().Index, State: netlink.NUD_PERMANENT, IP: a.AsSlice(), HardwareAddr: in.Attrs().HardwareAddr}))
 	}
+	// Asking for a link makes the kernel take its new carrier into account: until it does,
+	// nothing goes out.
+	_, err = e.LinkByName(link)
+	check(err)
+	_, err = h.LinkByName("eth0")
+	check(err)
 }
 
 func sockaddr(a netip.Addr, port uint16) unix.Sockaddr {
@@ -189,7 +195,9 @@ func (r *rig) socket(n *netns.NS, kind int, local netip.Addr, port uint16) int {
 		if fd, err = unix.Socket(domain(local), kind|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0); err != nil {
 			return err
 		}
-		_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1)
+		if port != 0 { // or the kernel might choose a port that another socket here has
+			_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1)
+		}
 		if err := unix.Bind(fd, sockaddr(local, port)); err != nil {
 			return fmt.Errorf("bind %s:%d: %w", local, port, err)
 		}
@@ -262,8 +270,7 @@ func (r *rig) flow(from, to *netns.NS, src, dst netip.Addr, port uint16) *flow {
 	return f
 }
 
-// patience is how long a datagram that must come may take, sent again and again: the kernel
-// lets nothing out of a link until a worker of its own has seen that the carrier is there.
+// patience is how long a datagram that must come may take, sent again and again.
 const patience = 30 * time.Second
 
 // roundTrip goes and comes back. What was sent on the same path before is through then.

@@ -382,13 +382,23 @@ func client(a net.Addr) string {
 // Patience is how long an answer may take that must come, and impatience how long one is
 // waited for that must not.
 const (
-	Patience   = 10 * time.Second
+	Patience   = 30 * time.Second
 	impatience = time.Second
 )
 
-// Ask asks an Echo for its answer.
+// Ask asks an Echo for its answer. Where none comes it asks anew, as a connection whose
+// first packet went astray while the way was made would stay on that wrong way, and nobody
+// repeats a lost datagram.
 func Ask(ns *netns.NS, network, address string) (string, error) {
-	return ask(ns, network, address, Patience)
+	deadline := time.Now().Add(Patience)
+	for wait := impatience; ; wait *= 2 {
+		left := time.Until(deadline)
+		got, err := ask(ns, network, address, min(wait, left))
+		var late net.Error
+		if err == nil || left <= wait || !errors.As(err, &late) || !late.Timeout() {
+			return got, err
+		}
+	}
 }
 
 func ask(ns *netns.NS, network, address string, patience time.Duration) (string, error) {
@@ -455,7 +465,7 @@ func KubeProxy(t testing.TB, n *Node) {
 	}
 }
 
-// Ping sends an ICMP echo request and waits for the reply.
+// Ping sends ICMP echo requests, one a second, until there is a reply.
 func Ping(ns *netns.NS, address string) error {
 	a, err := netip.ParseAddr(address)
 	if err != nil {
@@ -472,28 +482,32 @@ func Ping(ns *netns.NS, address string) error {
 		return err
 	}
 	defer func() { _ = c.Close() }()
-	if err := c.SetDeadline(time.Now().Add(Patience)); err != nil {
-		return err
-	}
 	b := []byte{request, 0, 0, 0, 0x68, 0x38, 0, 1}
 	if a.Is4() { // the kernel does it for IPv6
 		s := uint32(request)<<8 + 0x6838 + 1
 		binary.BigEndian.PutUint16(b[2:], ^uint16(s+s>>16))
 	}
-	if _, err := c.Write(b); err != nil {
-		return err
-	}
-	for buf := make([]byte, 2048); ; {
-		n, err := c.Read(buf)
-		if err != nil {
+	for deadline, buf := time.Now().Add(Patience), make([]byte, 2048); ; {
+		if err := c.SetDeadline(time.Now().Add(impatience)); err != nil {
 			return err
 		}
-		got := buf[:n]
-		if a.Is4() && n >= 20 {
-			got = got[20:] // Read leaves the header there
+		if _, err := c.Write(b); err != nil {
+			return err
 		}
-		if len(got) >= 8 && got[0] == reply {
-			return nil
+		for {
+			n, err := c.Read(buf)
+			if errors.Is(err, os.ErrDeadlineExceeded) && time.Now().Before(deadline) {
+				break // and sent again
+			} else if err != nil {
+				return err
+			}
+			got := buf[:n]
+			if a.Is4() && n >= 20 {
+				got = got[20:] // Read leaves the header there
+			}
+			if len(got) >= 8 && got[0] == reply {
+				return nil
+			}
 		}
 	}
 }

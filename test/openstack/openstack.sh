@@ -546,7 +546,7 @@ launch() { # launch SERVICE: start it unless it runs
 			RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS='+S 2:2 +sbwt none +sbwtdcpu none +sbwtdio none' /usr/lib/rabbitmq/bin/rabbitmq-server ;;
 	keystone) wsgi keystone 5000 /usr/bin/keystone-wsgi-public ;;
 	neutron-server) start "$name" "hold-$NS" neutron-server "${config[@]}" ;;
-	agent-*) start "$name" "hold-${name#agent-}" neutron-linuxbridge-agent "${config[@]}" --config-file "$CONF/$name.conf" ;;
+	agent-*) own_ebtables; start "$name" "hold-${name#agent-}" env PATH="$DIR/bin:$PATH" neutron-linuxbridge-agent "${config[@]}" --config-file "$CONF/$name.conf" ;;
 	dhcp-agent | l3-agent) start "$name" "hold-$NS" "neutron-$name" "${config[@]}" --config-file "$CONF/agent-$NS.conf" ;;
 	cinder-api) wsgi cinder 8776 /usr/bin/cinder-wsgi ;;
 	cinder-scheduler) start "$name" "hold-$NS" cinder-scheduler --config-file "$CONF/cinder.conf" ;;
@@ -558,6 +558,26 @@ launch() { # launch SERVICE: start it unless it runs
 	ceph-osd) start "$name" "hold-$NS" ceph-osd -f -c "$CEPH/ceph.conf" -i 0 --keyring "$CEPH/osd/keyring" ;;
 	*) die "no service called $name (openstack.sh says which there are)" ;;
 	esac
+}
+# Debian 12's ebtables cannot delete a rule with --among-src by what it says, and the agent,
+# which does that whenever a port changes, tries again for ever: here it goes by number.
+own_ebtables() {
+	mkdir -p "$DIR/bin"
+	script "$DIR/bin/ebtables" <<'END'
+#!/bin/sh
+real=/usr/sbin/ebtables table=filter
+case " $* " in *" -D "*" --among-src "*) ;; *) exec $real "$@" ;; esac
+while [ $# -gt 0 ]; do
+	case $1 in
+	-t) table=$2; shift 2 ;;
+	-D) chain=$2; shift 2; break ;;
+	*) shift ;;
+	esac
+done
+number=$($real -t "$table" --concurrent -L "$chain" --Ln | awk -v rule="$*" '
+	{ n = $1; sub(/^[0-9]+[. ]+/, ""); sub(/ +$/, ""); if ($0 == rule) { print n + 0; exit } }')
+[ -z "$number" ] || exec $real -t "$table" --concurrent -D "$chain" "$number"
+END
 }
 wsgi() { # wsgi SERVICE PORT SCRIPT: an API under uwsgi
 	local name=$1-api; [ "$1" != keystone ] || name=keystone

@@ -36,7 +36,7 @@ const (
 )
 
 const (
-	defaultTimeout = 30 * time.Second
+	defaultTimeout = time.Minute
 	maxBody        = 16 << 20
 	maxFile        = 1 << 20
 	// maxProjects bounds the tokens that are kept.
@@ -49,7 +49,7 @@ type Options struct {
 	File, Name string
 	// Profile is Full or Least; Full if empty.
 	Profile string
-	// Timeout bounds each request; half a minute if zero.
+	// Timeout bounds each request; a minute if zero.
 	Timeout time.Duration
 	// Transport of requests; of the process if nil.
 	Transport *http.Transport

@@ -246,14 +246,21 @@ func (n *testNode) spawn(kubeconfig string) (dead chan struct{}) {
 
 // dial connects to whoever serves the node's socket at the time.
 func (n *testNode) dial() {
+	conn := n.connect()
+	n.w.t.Cleanup(func() { _ = conn.Close() })
+}
+
+// connect makes the connection, which tries again soon when nobody serves the socket yet.
+func (n *testNode) connect() *grpc.ClientConn {
 	t := n.w.t
+	t.Helper()
 	soon := grpc.ConnectParams{Backoff: backoff.Config{BaseDelay: 10 * time.Millisecond, Multiplier: 1.2, MaxDelay: 100 * time.Millisecond}, MinConnectTimeout: time.Second}
 	conn, err := grpc.NewClient("unix:"+filepath.Join(n.dir, "kubestack.sock"), grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithConnectParams(soon))
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { _ = conn.Close() })
 	n.cni = api.NewKubestackClient(conn)
+	return conn
 }
 
 func (n *testNode) ready() {
@@ -537,7 +544,7 @@ func TestCrash(t *testing.T) {
 				// when it can.
 				for k, p := range pods {
 					last[i] = p
-					ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+					ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 					err := retry(ctx, func() error { return p.once((*testPod).add) })
 					if err == nil && stop.Load() {
 						cancel()
@@ -589,7 +596,7 @@ func retry(ctx context.Context, f func() error) error {
 
 // once is a call over the connection of the time.
 func (p *testPod) once(f func(*testPod, context.Context) error) error {
-	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()
 	return f(p, ctx)
 }

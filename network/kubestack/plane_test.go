@@ -15,9 +15,7 @@ import (
 	"time"
 
 	"github.com/containerd/ttrpc"
-	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/status"
 	admissionv1 "k8s.io/api/admissionregistration/v1"
 	coordinationv1 "k8s.io/api/coordination/v1"
@@ -133,11 +131,7 @@ func (n *testNode) start() {
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- d.Run(ctx) }()
-	conn, err := grpc.NewClient("unix:"+filepath.Join(n.dir, "kubestack.sock"), grpc.WithTransportCredentials(insecure.NewCredentials()))
-	if err != nil {
-		t.Fatal(err)
-	}
-	n.cni = api.NewKubestackClient(conn)
+	conn := n.connect()
 	n.stop = sync.OnceFunc(func() {
 		_ = conn.Close()
 		cancel()
@@ -145,10 +139,7 @@ func (n *testNode) start() {
 			t.Errorf("%s: %v", n.Name, err)
 		}
 	})
-	eventually(t, n.Name+" is ready", func() error {
-		_, err := n.cni.Status(t.Context(), &api.StatusRequest{})
-		return err
-	})
+	n.ready()
 }
 
 // rights are what a cluster gives kubestack, no more.
@@ -175,7 +166,7 @@ func (w *world) rights() {
 
 func eventually(t *testing.T, what string, f func() error) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 	defer cancel()
 	var err error
 	if !poll(ctx, func() bool { err = f(); return err == nil }) {
@@ -430,6 +421,16 @@ func TestPlane(t *testing.T) {
 			},
 		})
 		shut := w.pod(0, "red-web", "shut", nil)
+		eventually(t, "the policy is known", func() error {
+			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+			defer cancel()
+			c, err := r5.ns.DialContext(ctx, "tcp", shut.ip+":80")
+			if err == nil {
+				_ = c.Close()
+				return errors.New("it lets everybody in")
+			}
+			return nil
+		})
 		edgetest.Refuse(t, r5.ns, "tcp", shut.ip+":80")
 		answers(t, r6, shut.ip+":80", "red-web/shut 10.0.0.6")
 

@@ -85,8 +85,9 @@ func TestAdopt(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		// The shell leaves a child behind, as crun does.
-		_, c := sh(t, r, "sh -c '"+script+"' >/dev/null & echo $!", wr)
+		// The shell leaves a child behind, as crun does. The child stays until the shell is
+		// gone: a shell collects those that end before it does.
+		_, c := sh(t, r, "sh -c 'while kill -0 $0; do :; done; "+script+"' $$ >/dev/null 2>&1 & echo $!", wr)
 		wr.Close()
 		line, err := bufio.NewReader(rd).ReadString('\n')
 		if err != nil {

@@ -502,11 +502,10 @@ func (g *guest) testDial() {
 	g.start("srv", &hyperstart.CreateRequest{Stdout: true, Spec: runtimeSpec(g.t, nil, "sh", "-c", "nc -l -p 8080 -e sh -c 'echo up >&2; tr a-z A-Z'")})
 	var conn net.Conn
 	var err error
-	for range 50 {
-		if conn, err = dial(8080); err == nil {
+	for end := time.Now().Add(time.Minute); ; time.Sleep(100 * time.Millisecond) { // the server has no way to say it listens
+		if conn, err = dial(8080); err == nil || time.Now().After(end) {
 			break
 		}
-		time.Sleep(100 * time.Millisecond) // the server has no way to say it listens
 	}
 	check(g.t, err)
 	_, err = conn.Write([]byte("hello\n"))

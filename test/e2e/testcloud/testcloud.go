@@ -30,7 +30,7 @@ const (
 )
 
 // Patience is how long what Neutron's agents do may take here.
-const Patience = 4 * time.Minute
+const Patience = 8 * time.Minute
 
 // Cloud is the cluster and its OpenStack.
 type Cloud struct {

@@ -156,7 +156,7 @@ func (c *Cluster) H8S(t testing.TB, args ...string) string {
 
 // TryH8S is H8S for commands that may fail and for the end of a test.
 func (c *Cluster) TryH8S(args ...string) (string, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), 6*time.Minute) // h8s gives up before
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Minute) // h8s gives up before
 	defer cancel()
 	out, err := c.command(ctx, append(args, "--name", c.Node)...).CombinedOutput()
 	return string(out), err

@@ -39,7 +39,7 @@ import (
 )
 
 // wait bounds what the API server does soon: policies take effect within seconds.
-const wait = 20 * time.Second
+const wait = 2 * time.Minute
 
 // user is one of those who try.
 type user struct {

@@ -11,6 +11,7 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
+	"errors"
 	"fmt"
 	"net/http"
 	"os"
@@ -24,6 +25,7 @@ import (
 
 	"github.com/go-logr/logr"
 	authenticationv1 "k8s.io/api/authentication/v1"
+	authorizationv1 "k8s.io/api/authorization/v1"
 	certificatesv1 "k8s.io/api/certificates/v1"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -43,7 +45,7 @@ import (
 	"github.com/hypernetes/hypernetes/test/controlplane"
 )
 
-const patience = time.Minute
+const patience = 2 * time.Minute
 
 // remember is how long the webhook and the API server's own cache for it remember here. On
 // top comes the API server's cache of all tokens, ten seconds that nothing changes.
@@ -201,6 +203,27 @@ func (w *world) tenant(name, project string) {
 		}
 		return nil
 	})
+	// The API server hears of what was bound a moment later.
+	for _, namespace := range []string{home, name + "-web"} {
+		for _, role := range []string{"manager", "member", "reader"} {
+			eventually(w.t, role+"'s rights in "+namespace, func() error {
+				r := &authorizationv1.SubjectAccessReview{Spec: authorizationv1.SubjectAccessReviewSpec{
+					User: "x", Groups: []string{"h8s:tenant:" + name + ":" + role, "system:authenticated"},
+					ResourceAttributes: &authorizationv1.ResourceAttributes{Verb: "list", Resource: "pods", Namespace: namespace},
+				}}
+				if namespace == home {
+					r.Spec.ResourceAttributes.Group, r.Spec.ResourceAttributes.Resource = v1alpha1.GroupVersion.Group, "networks"
+				}
+				if err := w.admin.Create(ctx, r); err != nil {
+					return err
+				}
+				if !r.Status.Allowed {
+					return errors.New(r.Status.Reason)
+				}
+				return nil
+			})
+		}
+	}
 }
 
 // as is a client with a token.

@@ -21,7 +21,7 @@ import (
 )
 
 // bootTimeout is for a loaded build machine without KVM.
-const bootTimeout = 90 * time.Second
+const bootTimeout = 3 * time.Minute
 
 func TestMain(m *testing.M) {
 	MaybeLaunch()

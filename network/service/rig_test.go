@@ -139,6 +139,10 @@ func (r *rig) host(name, v4, v6 string) *host {
 		check(t, p.RouteAdd(&netlink.Route{LinkIndex: there.Attrs().Index, Gw: gw.AsSlice(), Flags: int(netlink.FLAG_ONLINK),
 			Dst: &net.IPNet{IP: all.Addr().AsSlice(), Mask: net.CIDRMask(0, a.BitLen())}}))
 	}
+	// Asking for a link makes the kernel take its new carrier into account: until it does,
+	// nothing goes out.
+	must(e.LinkByName("p-" + name))(t)
+	must(p.LinkByName("eth0"))(t)
 	return x
 }
 
@@ -203,16 +207,23 @@ func (x *host) ask(network string, to netip.Addr, port uint16, wait time.Duratio
 }
 
 func hear(c net.Conn, network string, wait time.Duration) (server, seen string, err error) {
-	_ = c.SetDeadline(time.Now().Add(wait))
-	if strings.HasPrefix(network, "udp") {
-		if _, err := c.Write([]byte("?")); err != nil {
+	b, n := make([]byte, 200), 0
+	for end := time.Now().Add(wait); ; {
+		deadline := end
+		if strings.HasPrefix(network, "udp") { // nobody repeats a lost datagram
+			if again := time.Now().Add(2 * time.Second); again.Before(end) {
+				deadline = again
+			}
+			if _, err := c.Write([]byte("?")); err != nil {
+				return "", "", err
+			}
+		}
+		_ = c.SetDeadline(deadline)
+		if n, err = c.Read(b); err == nil {
+			break
+		} else if deadline == end || !errors.Is(err, os.ErrDeadlineExceeded) {
 			return "", "", err
 		}
-	}
-	b := make([]byte, 200)
-	n, err := c.Read(b)
-	if err != nil {
-		return "", "", err
 	}
 	server, seen, _ = strings.Cut(strings.TrimSpace(string(b[:n])), " ")
 	return server, seen, nil

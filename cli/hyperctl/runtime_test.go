@@ -128,7 +128,7 @@ func cgroups() []string {
 
 func (r *testRuntime) await() {
 	r.t.Helper()
-	deadline := time.NewTimer(30 * time.Second)
+	deadline := time.NewTimer(2 * time.Minute)
 	defer deadline.Stop()
 	tick := time.NewTicker(50 * time.Millisecond)
 	defer tick.Stop()

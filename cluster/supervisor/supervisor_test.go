@@ -64,7 +64,7 @@ func start(t *testing.T, dir string, l Launcher, specs ...Spec) *Supervisor {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { s.Stop() })
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	if err := s.Start(ctx); err != nil {
 		t.Fatal(err)
@@ -84,7 +84,7 @@ func of(s *Supervisor, name string) Status {
 // await waits for a component's state to satisfy ok.
 func await(t *testing.T, s *Supervisor, name string, ok func(Status) bool) Status {
 	t.Helper()
-	deadline, tick := time.After(20*time.Second), time.NewTicker(10*time.Millisecond)
+	deadline, tick := time.After(time.Minute), time.NewTicker(10*time.Millisecond)
 	defer tick.Stop()
 	for {
 		if st := of(s, name); ok(st) {
@@ -266,7 +266,7 @@ func TestStraysEnd(t *testing.T) {
 	start(t, t.TempDir(), &here{strays: []node.Identity{id}}, shell("one", forever))
 	select {
 	case <-ended:
-	case <-time.After(10 * time.Second):
+	case <-time.After(time.Minute):
 		t.Error("the stray lives beside the new process")
 	}
 }

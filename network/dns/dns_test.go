@@ -659,7 +659,7 @@ func TestTCPConnections(t *testing.T) {
 	}
 	closed := 0
 	for _, c := range conns[maxConnsEach:] {
-		check(t, c.SetReadDeadline(time.Now().Add(2*time.Second)))
+		check(t, c.SetReadDeadline(time.Now().Add(30*time.Second)))
 		if _, err := c.Read(make([]byte, 1)); err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
 			closed++
 		}

@@ -321,7 +321,7 @@ func waitForDAD(t *testing.T, n *testNS) {
 	t.Helper()
 	tick := time.NewTicker(50 * time.Millisecond)
 	defer tick.Stop()
-	for range 100 {
+	for range 600 {
 		addrs, err := n.handle.AddrList(nil, netlink.FAMILY_V6)
 		if err != nil {
 			t.Fatal(err)
@@ -360,7 +360,7 @@ func udp(t *testing.T, host, guest *testNS) {
 		t.Fatal(err)
 	}
 	buf := make([]byte, 8000)
-	_ = server.SetDeadline(time.Now().Add(5 * time.Second))
+	_ = server.SetDeadline(time.Now().Add(30 * time.Second))
 	n, from, err := server.ReadFrom(buf)
 	if err != nil || !bytes.Equal(buf[:n], want) {
 		t.Fatalf("guest got %d bytes, %v", n, err)
@@ -368,7 +368,7 @@ func udp(t *testing.T, host, guest *testNS) {
 	if _, err := server.WriteTo(buf[:n], from); err != nil {
 		t.Fatal(err)
 	}
-	_ = c.SetDeadline(time.Now().Add(5 * time.Second))
+	_ = c.SetDeadline(time.Now().Add(30 * time.Second))
 	if n, err := io.ReadAtLeast(c, buf, len(want)); err != nil {
 		t.Fatalf("host got %d bytes, %v", n, err)
 	}

@@ -60,9 +60,9 @@ func serve(t *testing.T, n *testNS, network, addr string) {
 func dialIn(t *testing.T, n *testNS, network, addr string) *net.TCPConn {
 	t.Helper()
 	var c net.Conn
-	n.do(t, func() (err error) { c, err = net.DialTimeout(network, addr, 5*time.Second); return err })
+	n.do(t, func() (err error) { c, err = net.DialTimeout(network, addr, 30*time.Second); return err })
 	t.Cleanup(func() { _ = c.Close() })
-	_ = c.SetDeadline(time.Now().Add(20 * time.Second))
+	_ = c.SetDeadline(time.Now().Add(2 * time.Minute))
 	return c.(*net.TCPConn)
 }
 
@@ -83,10 +83,10 @@ func echo(t *testing.T, c *net.TCPConn, size int) {
 func mustRefuse(t *testing.T, n *testNS, addr string) {
 	t.Helper()
 	n.do(t, func() error {
-		c, err := net.DialTimeout("tcp4", addr, 5*time.Second)
+		c, err := net.DialTimeout("tcp4", addr, 30*time.Second)
 		if err == nil {
 			defer c.Close()
-			_ = c.SetDeadline(time.Now().Add(5 * time.Second))
+			_ = c.SetDeadline(time.Now().Add(30 * time.Second))
 			_, err = io.ReadAll(c)
 		}
 		if !errors.Is(err, unix.ECONNRESET) {

@@ -113,7 +113,7 @@ func start(t *testing.T, v *vmmtest.VMM, change ...func(*config.Config)) *shim {
 	go func() { s.served <- New(sb, "test").Serve(context.Background(), l) }()
 	s.sandbox, s.task = s.dial()
 	t.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 		defer cancel()
 		if err := sb.Close(ctx); err != nil {
 			t.Errorf("close: %v", err)
@@ -133,7 +133,7 @@ func (s *shim) dial() (sandboxapi.TTRPCSandboxService, taskapi.TTRPCTaskService)
 
 // ctx bounds a test's calls.
 func (s *shim) ctx() context.Context {
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	s.t.Cleanup(cancel)
 	return ctx
 }

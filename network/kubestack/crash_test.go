@@ -330,6 +330,22 @@ func (n *testNode) stock() []string {
 	return out
 }
 
+// settled is the stock once it does not change by itself any more: the kernel looks for
+// duplicates of addresses and takes carriers into account when it comes to it.
+func (n *testNode) settled() []string {
+	n.w.t.Helper()
+	var out []string
+	eventually(n.w.t, "nothing changes any more", func() error {
+		was := out
+		out = n.stock()
+		if slices.Equal(was, out) && !slices.ContainsFunc(out, func(l string) bool { return strings.Contains(l, " tentative ") }) {
+			return nil
+		}
+		return errors.New("it does")
+	})
+	return out
+}
+
 // asBefore waits until there is what there was, no more and no less.
 func (n *testNode) asBefore(before []string) {
 	n.w.t.Helper()
@@ -439,7 +455,7 @@ func TestCrash(t *testing.T) {
 		}
 	}
 	check()
-	before := n.stock()
+	before := n.settled()
 	// Nobody else is on blue's Network on this node: its edge comes and goes each time.
 	run := func(step string, f func(t *testing.T)) {
 		t.Run(step, func(t *testing.T) {

@@ -458,6 +458,8 @@ write_agent_config() { # write_agent_config HOST ADDRESS [LINE of linux_bridge]
 		vxlan_group =
 		[agent]
 		polling_interval = 1
+		[privsep]
+		helper_command = env PATH=$DIR/bin:$PATH privsep-helper --config-file $CONF/neutron.conf --config-file $CONF/agent-$1.conf
 	E
 }
 
@@ -546,7 +548,7 @@ launch() { # launch SERVICE: start it unless it runs
 			RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS='+S 2:2 +sbwt none +sbwtdcpu none +sbwtdio none' /usr/lib/rabbitmq/bin/rabbitmq-server ;;
 	keystone) wsgi keystone 5000 /usr/bin/keystone-wsgi-public ;;
 	neutron-server) start "$name" "hold-$NS" neutron-server "${config[@]}" ;;
-	agent-*) own_ebtables; start "$name" "hold-${name#agent-}" env PATH="$DIR/bin:$PATH" neutron-linuxbridge-agent "${config[@]}" --config-file "$CONF/$name.conf" ;;
+	agent-*) own_ebtables; start "$name" "hold-${name#agent-}" neutron-linuxbridge-agent "${config[@]}" --config-file "$CONF/$name.conf" ;;
 	dhcp-agent | l3-agent) start "$name" "hold-$NS" "neutron-$name" "${config[@]}" --config-file "$CONF/agent-$NS.conf" ;;
 	cinder-api) wsgi cinder 8776 /usr/bin/cinder-wsgi ;;
 	cinder-scheduler) start "$name" "hold-$NS" cinder-scheduler --config-file "$CONF/cinder.conf" ;;
@@ -561,6 +563,7 @@ launch() { # launch SERVICE: start it unless it runs
 }
 # Debian 12's ebtables cannot delete a rule with --among-src by what it says, and the agent,
 # which does that whenever a port changes, tries again for ever: here it goes by number.
+# The agent's privsep-helper finds it first.
 own_ebtables() {
 	mkdir -p "$DIR/bin"
 	script "$DIR/bin/ebtables" <<'END'

@@ -186,12 +186,15 @@ func podRoutes(a Attachment, index int) []route {
 func (e *Edge) allow(link string, ss []source, uplinks bool) error {
 	r := ruleset{table: edgeTable, sets: attachedSets()}
 	if uplinks {
-		r.sets = carried()
+		r.sets = append(carried(), fronts()...)
 	}
 	return r.sync(e.ns, func(have map[string]elements) map[string]elements {
 		want := map[string]elements{}
 		for _, s := range r.sets {
 			want[s.name] = elements{}
+		}
+		if uplinks {
+			keepFronts(want, have)
 		}
 		all := sources(have)
 		all[link] = ss

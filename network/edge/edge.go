@@ -69,6 +69,8 @@ type Spec struct {
 	Egress, Routed bool
 	// Ports are all of the Network's, on every node.
 	Ports []Port
+	// Fronts are what clients of Services come in by on this node, with Uplinks.
+	Fronts []Front
 	// External are addresses from outside that lead here.
 	External []External
 	// Exported are ClusterIPs the node itself may dial through this edge, by TCP.
@@ -86,6 +88,19 @@ type Port struct {
 	Node   netip.Addr
 	Link   string
 	Uplink string
+}
+
+// Front is a port on the carrier's layer 2 that no Pod has: what comes for its addresses is
+// package service's to translate, and goes on to Pods here, or back out by it to Pods
+// elsewhere, whom the front's address asks then.
+type Front struct {
+	// Link is a name from LinkName that no attachment has.
+	Link string
+	// Uplink is the link's name in the node's namespace.
+	Uplink string
+	MAC    net.HardwareAddr
+	// Addresses, one of each family at most.
+	Addresses []netip.Addr
 }
 
 // External is an address that comes in from the fabric.

@@ -202,6 +202,9 @@ func (e *Edge) syncTable(s Spec) error {
 			want[c.name] = elements{}
 		}
 		want["nodes4"], want["nodes6"] = elements{}, elements{}
+		want["marks"] = elements{}
+		want["fronts4"], want["fronts6"] = elements{}, elements{}
+		addFronts(want, s)
 		e.m.node.Lock()
 		nodes, reserved := slices.Clone(e.m.host.Nodes), slices.Clone(e.m.host.Reserved)
 		e.m.node.Unlock()

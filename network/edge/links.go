@@ -245,13 +245,16 @@ func syncRoutes(h *netlink.Handle, link int, want []route) error {
 	return nil
 }
 
-// lookup is a rule of routing: what comes in by a link, or goes to an address, or has a
+// lookup is a rule of routing: what comes in by a link, or goes to or comes from an address, or has a
 // mark, or everything, is looked up in a table.
 type lookup struct {
-	pref  int
-	iif   string
-	to    netip.Prefix
-	mark  uint32
+	pref int
+	iif  string
+	to   netip.Prefix
+	from netip.Prefix
+	mark uint32
+	// mask of the mark; the mark itself if 0.
+	mask  uint32
 	table int
 }
 
@@ -268,7 +271,10 @@ func syncRules(h *netlink.Handle, family int, want []lookup) error {
 	}
 	var extra []netlink.Rule
 	for _, r := range have {
-		l := lookup{pref: max(r.Priority, 0), iif: r.IifName, to: prefix(r.Dst), mark: r.Mark, table: r.Table}
+		l := lookup{pref: max(r.Priority, 0), iif: r.IifName, to: prefix(r.Dst), from: prefix(r.Src), mark: r.Mark, table: r.Table}
+		if r.Mask != nil && *r.Mask != r.Mark {
+			l.mask = *r.Mask
+		}
 		switch {
 		case plainRule(r) && todo[l]:
 			delete(todo, l)
@@ -287,8 +293,14 @@ func syncRules(h *netlink.Handle, family int, want []lookup) error {
 		if w.to.IsValid() {
 			r.Dst = ipNet(w.to)
 		}
+		if w.from.IsValid() {
+			r.Src = ipNet(w.from)
+		}
 		if w.mark != 0 {
 			r.Mark, r.Mask = w.mark, &w.mark
+			if w.mask != 0 {
+				r.Mask = &w.mask
+			}
 		}
 		if err := h.RuleAdd(r); err != nil && !errors.Is(err, unix.EEXIST) {
 			return fmt.Errorf("rule of routing %d: %w", w.pref, err)
@@ -306,7 +318,7 @@ func syncRules(h *netlink.Handle, family int, want []lookup) error {
 
 // plainRule tells that a rule has nothing that a lookup has not.
 func plainRule(r netlink.Rule) bool {
-	return r.Src == nil && r.OifName == "" && (r.Mask == nil || *r.Mask == r.Mark) && !r.Invert && r.Goto <= 0 && r.SuppressPrefixlen <= 0 && r.SuppressIfgroup <= 0 &&
+	return r.OifName == "" && !r.Invert && r.Goto <= 0 && r.SuppressPrefixlen <= 0 && r.SuppressIfgroup <= 0 &&
 		r.IPProto == 0 && r.Dport == nil && r.Sport == nil && r.Tos == 0 && r.TunID == 0 && r.UIDRange == nil
 }
 

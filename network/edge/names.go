@@ -4,9 +4,11 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"strings"
 
 	"github.com/containerd/errdefs"
@@ -159,6 +161,33 @@ func (s Spec) validate() error {
 		for _, a := range p.Addresses {
 			if !s.contains(a) {
 				return invalid("edge %s: port address %s is in none of the subnets %v", s.Name, a, s.Subnets)
+			}
+		}
+	}
+	return s.validateFronts()
+}
+
+// validateFronts tells whether there may be such fronts.
+func (s Spec) validateFronts() error {
+	if len(s.Fronts) > 0 && !s.Uplinks {
+		return invalid("edge %s: a network that nobody else carries has no fronts", s.Name)
+	}
+	if len(s.Fronts) > maxFronts {
+		return invalid("edge %s: %d fronts, and there may be %d", s.Name, len(s.Fronts), maxFronts)
+	}
+	for _, f := range s.Fronts {
+		if err := errors.Join(validLink(f.Link), validUplink(f.Uplink)); err != nil {
+			return fmt.Errorf("edge %s: front %v: %w", s.Name, f.Addresses, err)
+		}
+		if len(f.MAC) != 6 || f.MAC[0]&1 != 0 {
+			return invalid("edge %s: front %v: mac %q is not an Ethernet address", s.Name, f.Addresses, f.MAC)
+		}
+		if len(f.Addresses) == 0 || len(onePerFamily(f.Addresses)) != len(f.Addresses) {
+			return invalid("edge %s: front %v: want one address of a family", s.Name, f.Addresses)
+		}
+		for _, a := range f.Addresses {
+			if !s.contains(a) || slices.Contains(s.Gateways, a) {
+				return invalid("edge %s: front address %s is in none of the subnets %v, or a gateway", s.Name, a, s.Subnets)
 			}
 		}
 	}

@@ -46,10 +46,16 @@ const (
 	// nodeTable leads to the node: where what came from there is answered.
 	nodeTable = 101
 
-	prefPods, prefLocal, prefNode, prefBack, prefOwn, prefMain = 10, 20, 30, 40, 100, 32766
+	prefPods, prefLocal, prefNode, prefBack, prefFront, prefOwn, prefMain = 10, 20, 30, 40, 50, 100, 32766
 
 	// fromNode marks connections that came from the node; others' marks are below.
 	fromNode = 1 << 16
+	// Connections that came in by a front have a mark in the bits of frontMask that says by
+	// which.
+	frontShift = 17
+	frontMask  = uint32(0xffffffff >> frontShift << frontShift)
+	// maxFronts is how many an edge has.
+	maxFronts = 1024
 
 	// reachRate is how many addresses on the link an edge's Pods may begin to talk to, each
 	// second, that are no Pods': every one costs an entry of the neighbour table, which is one
@@ -128,6 +134,7 @@ func addPorts(want map[string]elements, link string, ss []source) {
 //	remote4, remote6  addresses on the link that are known: Pods elsewhere, gateways
 //	nodes4, nodes6    the nodes, which no Pod reaches
 //	seen4, seen6      addresses on the link that somebody began to talk to lately
+//	marks             uplink of a front : mark of its connections
 func uplinkRules(s Spec, t transit, reserved []netip.Prefix) ruleset {
 	r := edgeRules(s, t, netip.Addr{}, netip.Addr{})
 	r.sets = append(r.sets, carried()[2:]...)
@@ -136,7 +143,9 @@ func uplinkRules(s Spec, t transit, reserved []netip.Prefix) ruleset {
 		set{name: "nodes6", key: []nftables.SetDatatype{t6}},
 		set{name: "seen4", key: []nftables.SetDatatype{t4}, dynamic: true, size: reachSize, timeout: reachFor},
 		set{name: "seen6", key: []nftables.SetDatatype{t6}, dynamic: true, size: reachSize, timeout: reachFor},
+		set{name: "marks", key: []nftables.SetDatatype{tIf}, data: &tMark},
 	)
+	r.sets = append(r.sets, fronts()...)
 	uplinks := iif(portLinks + "*")
 	neighbours := func(verdict []expr.Any, match ...expr.Any) [][]expr.Any {
 		var out [][]expr.Any
@@ -178,6 +187,9 @@ func uplinkRules(s Spec, t transit, reserved []netip.Prefix) ruleset {
 	back := chain{name: "back", kind: nftables.ChainTypeFilter, hook: nftables.ChainHookPrerouting, priority: -140, rules: [][]expr.Any{
 		rule(iif(uplinkName), state(ctNew), markConnection(fromNode)),
 		rule(iifNot(uplinkName), marked(fromNode), markPacket(fromNode)),
+		// What came in by a front leaves by it, whoever answers.
+		rule(uplinks, state(ctNew), markFront()),
+		rule(markAsFront()),
 	}}
 
 	input := at("input")
@@ -193,7 +205,12 @@ func uplinkRules(s Spec, t transit, reserved []netip.Prefix) ruleset {
 		rule(state(ctEstablished|ctRelated), accept()),
 		rule(state(ctInvalid), drop()),
 		// From outside to the Pod it is for.
-		rule(uplinks, oif(podLinks+"*"), accept()),
+		rule(uplinks, oif(podLinks+"*"), accept()))
+	for _, p := range s.Subnets {
+		// By a front, and on to a Pod elsewhere.
+		forward.rules = append(forward.rules, rule(uplinks, inSet("pairs", inLink, outLink), status(statusDNAT), to(p), accept()))
+	}
+	forward.rules = append(forward.rules,
 		rule(uplinks, drop()),
 		// From the node what an address of this edge was translated for.
 		rule(iif(uplinkName), oif(uplinkName), drop()),
@@ -441,7 +458,7 @@ func (e *Edge) syncUplinks(s Spec) error {
 		return err
 	}
 	for _, l := range have {
-		if slices.Contains(links, podOf(l.Attrs().Name)) {
+		if slices.Contains(links, podOf(l.Attrs().Name)) || s.front(podOf(l.Attrs().Name)) != nil {
 			continue
 		}
 		if err := e.nl.LinkDel(l); err != nil && !missing(err) {
@@ -457,6 +474,14 @@ func (e *Edge) syncUplinks(s Spec) error {
 			continue
 		}
 		if err := e.wire(p.Link, p.Uplink, p.MAC, s.MTU, p.Addresses); err != nil {
+			return err
+		}
+	}
+	for _, f := range s.Fronts {
+		if seen.inOrder(Port{Addresses: f.Addresses, MAC: f.MAC, Link: f.Link, Uplink: f.Uplink}, s.MTU) {
+			continue
+		}
+		if err := e.wire(f.Link, f.Uplink, f.MAC, s.MTU, f.Addresses); err != nil {
 			return err
 		}
 	}
@@ -720,6 +745,27 @@ func (e *Edge) syncUplinkReach() error {
 				borrowed[v4] = true
 				ways(0, zero, uplink, a, here(a))
 			}
+		}
+	}
+	slots := s.slots()
+	for _, x := range s.Fronts {
+		uplink := byName[uplinkOf(x.Link)]
+		if uplink == nil || !isUp(uplink) {
+			continue
+		}
+		table := ownTables + uplink.Attrs().Index
+		for _, a := range x.Addresses {
+			if a.Is6() && !e.m.ipv6 {
+				continue
+			}
+			f := netlink.FAMILY_V4
+			if a.Is6() {
+				f = netlink.FAMILY_V6
+			}
+			rules[f] = append(rules[f],
+				lookup{pref: prefFront, mark: slots[x.Link], mask: frontMask, table: table},
+				lookup{pref: prefFront, from: host(a), table: table})
+			ways(table, zeros[a.Is4()], uplink, a, netip.Addr{})
 		}
 	}
 	for v4, zero := range zeros {

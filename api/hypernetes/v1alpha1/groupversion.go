@@ -39,6 +39,8 @@ const (
 	LabelTenant = "hypernetes.io/tenant"
 	// LabelNetwork on a Namespace displays its Network; on a Port it selects the Ports of one.
 	LabelNetwork = "hypernetes.io/network"
+	// LabelService on a Port that has spec.service is that Service's UID.
+	LabelService = "hypernetes.io/service-uid"
 	// LabelHome marks the tenant's home namespace.
 	LabelHome = "hypernetes.io/home"
 

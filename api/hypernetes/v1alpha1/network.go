@@ -225,6 +225,16 @@ type PortSpec struct {
 	Node string `json:"node,omitempty"`
 	// Pod that has it.
 	Pod *PodRef `json:"pod,omitempty"`
+	// Service whose clients come in by it, at the node: a load balancer's address in a Network
+	// of a provider with ports of its own. It has no Pod then.
+	Service *ServiceRef `json:"service,omitempty"`
+}
+
+// ServiceRef names a Service.
+type ServiceRef struct {
+	Namespace string `json:"namespace"`
+	Name      string `json:"name"`
+	UID       string `json:"uid"`
 }
 
 // PodRef names a Pod's NIC.

@@ -76,7 +76,9 @@ type snapshot struct {
 	// Self is this node's name.
 	Self string
 	// VIPs by the Service's namespace/name.
-	VIPs     map[string][]vip
+	VIPs map[string][]vip
+	// Fronts are Ports that Services have, on any node.
+	Fronts   []*v1alpha1.Port
 	Floating []floating
 	// Exported are Services the API server here needs, by namespace/name.
 	Exported map[string]bool
@@ -162,7 +164,7 @@ func (s *snapshot) spec() (edge.Spec, error) {
 		if s.Exported[key] {
 			out.Exported = append(out.Exported, addresses(svc.Spec.ClusterIPs)...)
 		}
-		for _, a := range s.external(svc) {
+		for _, a := range s.leased(svc) {
 			may := announcers(svc, byService[key], ready)
 			here := winner(a, may) == s.Self
 			// A Service that wants its clients' addresses can answer only where it has
@@ -182,6 +184,9 @@ func (s *snapshot) spec() (edge.Spec, error) {
 		if local[f.Target] {
 			out.External = append(out.External, edge.External{Address: f.Address, Announce: true, Target: f.Target})
 		}
+	}
+	for _, f := range s.fronts() {
+		out.Fronts = append(out.Fronts, f.Front)
 	}
 	slices.SortFunc(out.External, func(a, b edge.External) int { return a.Address.Compare(b.Address) })
 	slices.SortFunc(out.Exported, netip.Addr.Compare)
@@ -294,6 +299,13 @@ func (s *snapshot) slicesByService() map[string][]*discoveryv1.EndpointSlice {
 
 // external are the addresses claimed for a Service: what it says of itself is not asked.
 func (s *snapshot) external(svc *corev1.Service) []netip.Addr {
+	out := append(s.leased(svc), s.fronted(svc)...)
+	slices.SortFunc(out, netip.Addr.Compare)
+	return out
+}
+
+// leased are those of AddressPools, which nodes announce.
+func (s *snapshot) leased(svc *corev1.Service) []netip.Addr {
 	if svc.Spec.Type != corev1.ServiceTypeLoadBalancer {
 		return nil
 	}

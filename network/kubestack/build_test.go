@@ -309,6 +309,7 @@ func (e *fakeEdge) NS() *netns.NS                                        { retur
 func (e *fakeEdge) Transit() (a, b netip.Addr)                           { return }
 func (e *fakeEdge) Attach(context.Context, edge.Attachment) error        { return e.err }
 func (e *fakeEdge) Announce(context.Context, edge.Attachment) error      { return e.err }
+func (e *fakeEdge) AnnounceFront(context.Context, string) error          { return nil }
 func (e *fakeEdge) Up(context.Context, string) error                     { return e.err }
 func (e *fakeEdge) Check(context.Context, edge.Attachment) error         { return e.err }
 func (e *fakeEdge) Links() ([]string, error)                             { return nil, nil }

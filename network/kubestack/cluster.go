@@ -32,6 +32,8 @@ type cluster struct {
 	nodes      *source[*corev1.Node]
 	namespaces *source[*metav1.PartialObjectMetadata]
 	leases     *source[*coordinationv1.Lease]
+	// fronts are Ports that Services have.
+	fronts     *source[*v1alpha1.Port]
 	kubernetes *source[*corev1.Service]
 	mutating   *source[*admissionv1.MutatingWebhookConfiguration]
 	validating *source[*admissionv1.ValidatingWebhookConfiguration]
@@ -106,6 +108,16 @@ func watchCluster(ctx context.Context, c client.WithWatch, one func(types.Namesp
 		all()
 	},
 		client.InNamespace(v1alpha1.ClaimNamespace), client.MatchingLabels{claim.LabelKind: claim.Address})
+	k.fronts = watchAll(g, c, &v1alpha1.Port{}, &v1alpha1.PortList{}, func(was, is *v1alpha1.Port) {
+		if was != nil && is != nil && reflect.DeepEqual(was.Spec, is.Spec) && reflect.DeepEqual(was.Status, is.Status) && was.DeletionTimestamp.IsZero() == is.DeletionTimestamp.IsZero() {
+			return
+		}
+		for _, p := range []*v1alpha1.Port{was, is} {
+			if p != nil {
+				one(types.NamespacedName{Namespace: p.Namespace, Name: p.Spec.Network})
+			}
+		}
+	}, client.HasLabels{v1alpha1.LabelService})
 	k.kubernetes = watchAll(g, c, &corev1.Service{}, &corev1.ServiceList{}, func(was, is *corev1.Service) { all() },
 		client.InNamespace(corev1.NamespaceDefault), client.MatchingFieldsSelector{Selector: fields.OneTermEqualSelector(metav1.ObjectNameField, "kubernetes")})
 	k.mutating = watchAll(g, c, &admissionv1.MutatingWebhookConfiguration{}, &admissionv1.MutatingWebhookConfigurationList{}, func(was, is *admissionv1.MutatingWebhookConfiguration) { all() })
@@ -246,6 +258,14 @@ func (k *cluster) vips() map[string][]vip {
 		}
 	}
 	return out
+}
+
+// frontsOf are the Ports that Services have in a Network; of all Networks if it is nil.
+func (k *cluster) frontsOf(network *types.NamespacedName) []*v1alpha1.Port {
+	return slices.DeleteFunc(k.fronts.list(), func(p *v1alpha1.Port) bool {
+		return p.Spec.Service == nil || p.Spec.Pod != nil || p.Spec.Node == "" || !p.DeletionTimestamp.IsZero() ||
+			network != nil && (p.Namespace != network.Namespace || p.Spec.Network != network.Name)
+	})
 }
 
 // floatingOf are the floating IPs that lead into a Network: what the FloatingIP says must

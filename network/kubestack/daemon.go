@@ -301,6 +301,11 @@ func (d *Daemon) present() map[types.NamespacedName]bool {
 			}
 		}
 	}
+	for _, p := range d.cluster.frontsOf(nil) {
+		if p.Spec.Node == d.opts.Node {
+			out[types.NamespacedName{Namespace: p.Namespace, Name: p.Spec.Network}] = true
+		}
+	}
 	if nodes[d.opts.Node].ControlPlane {
 		for key := range d.cluster.exported() {
 			d.addBound(out, key)
@@ -350,6 +355,7 @@ func (d *Daemon) dismiss(ctx context.Context, key types.NamespacedName) error {
 	delete(d.networks, key)
 	delete(d.figures, key)
 	d.mu.Unlock()
+	n.unplugFronts(ctx)
 	n.leave()
 	return d.removeStrays(ctx)
 }

@@ -48,6 +48,7 @@ type Edge interface {
 	Check(ctx context.Context, a edge.Attachment) error
 	Detach(ctx context.Context, link string) error
 	Announce(ctx context.Context, a edge.Attachment) error
+	AnnounceFront(ctx context.Context, link string) error
 	Links() ([]string, error)
 }
 
@@ -105,6 +106,8 @@ type network struct {
 	dns      map[netip.Addr]Resolver
 	// selections are what the last sync made of Services.
 	selections selections
+	// fronts are those plugged in by this process, by link.
+	fronts map[string]plugged
 	// told are the problems of policies there are events of.
 	told map[policy.Problem]bool
 }
@@ -244,7 +247,7 @@ func (n *network) snapshot() (*snapshot, error) {
 	s := &snapshot{
 		Network: object, Namespaces: d.cluster.namespacesOf(n.key), Ports: n.knownPorts(), Links: map[string]string{}, VIFs: map[string]VIF{},
 		Pods: map[types.UID]*corev1.Pod{}, Nodes: d.cluster.allNodes(d.opts.NodeIP), Self: d.opts.Node,
-		VIPs: d.cluster.vips(), Floating: d.cluster.floatingOf(n.key), Ranges: d.opts.ServiceCIDRs,
+		VIPs: d.cluster.vips(), Fronts: d.cluster.frontsOf(&n.key), Floating: d.cluster.floatingOf(n.key), Ranges: d.opts.ServiceCIDRs,
 	}
 	for port, c := range d.records.nics(n.key, s.Ports) {
 		s.Links[port] = c.Link
@@ -352,6 +355,10 @@ func (n *network) apply(ctx context.Context) error {
 	if err := n.d.rewire(ctx, s, spec); err != nil {
 		return err
 	}
+	if err := n.plugFronts(ctx, s); err != nil {
+		return err
+	}
+	defer n.announceFronts(ctx, s)
 	_, transit := e.Transit()
 	if err := n.open(ctx, s, spec); err != nil {
 		return err

@@ -70,7 +70,7 @@ type VIF struct {
 	// Port is the provider's.
 	Port string `json:"port"`
 	MAC  string `json:"mac"`
-	// Pod's UID.
+	// Pod's UID, or the Service's that the port is a front of.
 	Pod string `json:"pod"`
 }
 
@@ -92,6 +92,8 @@ func vifOf(p *v1alpha1.Port) (*VIF, error) {
 	v := &VIF{Type: p.Status.VIFType, Name: "tap" + p.Status.ProviderPortID[:11], Port: p.Status.ProviderPortID, MAC: p.Status.MAC}
 	if p.Spec.Pod != nil {
 		v.Pod = p.Spec.Pod.UID
+	} else if p.Spec.Service != nil {
+		v.Pod = p.Spec.Service.UID
 	}
 	return v, nil
 }

@@ -50,6 +50,9 @@ func (r request) port(ctx context.Context, now, _ *v1alpha1.Port) error {
 	if r.Operation != admissionv1.Create {
 		return nil
 	}
+	if now.Spec.Service != nil && !trustedUser(r.UserInfo) {
+		return refusef("spec.service: %s/%s: only the cluster gives Services Ports: leave it out, and make a Service of type LoadBalancer", now.Spec.Service.Namespace, now.Spec.Service.Name)
+	}
 	tenant, err := r.h.read.homeOf(ctx, now.Namespace)
 	if err != nil {
 		return err

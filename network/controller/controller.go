@@ -72,6 +72,11 @@ type AddressProvider interface {
 	ReleaseAddress(ctx context.Context, f *v1alpha1.FloatingIP) error
 }
 
+// Balancer is a Provider that knows whether its cloud has load balancers of its own.
+type Balancer interface {
+	Balances(ctx context.Context, tenant string) (bool, error)
+}
+
 // Options of the reconcilers.
 type Options struct {
 	Limits subnet.Limits
@@ -123,7 +128,7 @@ func Setup(ctx context.Context, m manager.Manager, o Options) error {
 	base := base{client: m.GetClient(), live: m.GetAPIReader(), events: m.GetEventRecorder("h8s-controller"), o: o}
 	for _, setup := range []func(manager.Manager) error{
 		(&networks{base}).setup, (&ports{base: base}).setup, (&pools{base}).setup,
-		(&floatingIPs{base}).setup, (&services{base}).setup, (&providerPorts{base: base}).setup,
+		(&floatingIPs{base}).setup, (&services{base}).setup, (&fronts{base: base}).setup, (&providerPorts{base: base}).setup,
 	} {
 		if err := setup(m); err != nil {
 			return err
@@ -158,6 +163,8 @@ const (
 	indexNetwork = "spec.network"
 	// indexPod finds Ports by "<namespace>/<name>" of their Pod.
 	indexPod = "spec.pod"
+	// indexService finds Ports by "<namespace>/<name>" of their Service.
+	indexService = "spec.service"
 	// indexNode finds Ports by node.
 	indexNode = "spec.node"
 )
@@ -174,6 +181,12 @@ func indexes(ctx context.Context, i client.FieldIndexer) error {
 	for name, f := range map[string]client.IndexerFunc{
 		indexNetwork: port(func(p *v1alpha1.Port) string { return p.Spec.Network }),
 		indexNode:    port(func(p *v1alpha1.Port) string { return p.Spec.Node }),
+		indexService: port(func(p *v1alpha1.Port) string {
+			if p.Spec.Service == nil {
+				return ""
+			}
+			return p.Spec.Service.Namespace + "/" + p.Spec.Service.Name
+		}),
 		indexPod: port(func(p *v1alpha1.Port) string {
 			if p.Spec.Pod == nil {
 				return ""

@@ -102,6 +102,11 @@ func (r *services) Reconcile(ctx context.Context, req reconcile.Request) (reconc
 	if client.IgnoreNotFound(err) != nil {
 		return reconcile.Result{}, err
 	}
+	if err == nil && ours(s) && s.Spec.LoadBalancerClass == nil {
+		if _, at, err := r.atProvider(ctx, s); err != nil || at {
+			return reconcile.Result{}, err
+		}
+	}
 	// Most Services have nothing to do with us: of these the cache is asked, which will tell
 	// of what it does not know yet.
 	from := r.o.Claims
@@ -249,6 +254,11 @@ func (r *services) ensure(ctx context.Context, s *corev1.Service, all, mine []cl
 			used++
 		}
 	}
+	fronts, err := r.fronts(ctx, tenant)
+	if err != nil {
+		return nil, nil, err
+	}
+	used += fronts
 	owner := claim.OwnerOf(claim.KindService, s)
 	pool := s.Annotations[AnnotationPool]
 	var missing []*refusal

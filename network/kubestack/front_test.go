@@ -44,7 +44,9 @@ func TestFronts(t *testing.T) {
 	one, two := w.nodes[w.rig.Nodes[0].Name], w.nodes[w.rig.Nodes[1].Name]
 	outside, router := w.rig.Outside, c.carriers[red.Namespace].Router
 	const floating = "100.64.0.190"
-	edgetest.Command(w.rig, router, "sh", "-c", "ip addr add "+floating+"/32 dev eth1; nft 'add chain inet nat pre { type nat hook prerouting priority -100; }; add rule inet nat pre ip daddr "+floating+" dnat ip to 192.168.0.50'")
+	edgetest.Command(w.rig, router, "sh", "-c", "ip addr add "+floating+"/32 dev eth1; nft 'add chain inet nat pre { type nat hook prerouting priority -100; }; add rule inet nat pre ip daddr "+floating+" dnat ip to 192.168.0.50; "+
+		// As Neutron's routers do it for who is inside.
+		"add rule inet nat post iifname eth0 oifname eth0 ct status dnat masquerade'")
 	six := w.pod(1, "red-web", "six", map[string]string{v1alpha1.AnnotationAddress: "192.168.0.6"})
 	svc := w.service("red-web", "s", six)
 	svc.Spec.Type, svc.Spec.AllocateLoadBalancerNodePorts = corev1.ServiceTypeLoadBalancer, ptr.To(false)

@@ -44,6 +44,7 @@ var (
 	_ controller.PortProvider    = (*Provider)(nil)
 	_ controller.StrayProvider   = (*Provider)(nil)
 	_ controller.AddressProvider = (*Provider)(nil)
+	_ controller.Balancer        = (*Provider)(nil)
 )
 
 // Options of a Provider.
@@ -125,6 +126,18 @@ func (p *Provider) client(ctx context.Context, tenant string) (*openstack.Client
 		return nil, "", provider.Faultf(credential, "the controller's account gets no token for project %s of tenant %s: the operator gives it its role there, or mends --openstack-cloud-config: %w", project, tenant, err)
 	}
 	return c, project, err
+}
+
+// Balances implements controller.Balancer: whether the cloud has load balancers of its own.
+func (p *Provider) Balances(ctx context.Context, tenant string) (bool, error) {
+	project, err := p.o.Projects(ctx, tenant)
+	if err == nil {
+		_, err = p.o.Cloud.Client(ctx, openstack.LoadBalancer, project)
+	}
+	if errdefs.IsNotFound(err) {
+		return false, nil
+	}
+	return err == nil, explain(err, "load balancers of the cloud")
 }
 
 // mark is what the description of a resource says, of the moment it is made.

@@ -22,6 +22,7 @@ const (
 	floatingIPs   = "floatingips"
 	agents        = "agents"
 	deviceOwner   = "hypernetes:pod"
+	frontOwner    = "hypernetes:vip"
 	statusActive  = "ACTIVE"
 	bindingFailed = "binding_failed"
 	unbound       = "unbound"

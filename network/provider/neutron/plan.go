@@ -1,6 +1,7 @@
 package neutron
 
 import (
+	"cmp"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -266,12 +267,16 @@ type portWish struct {
 	// MAC asked for or had before; Neutron's choice if empty.
 	MAC   string
 	Fixed []fixedIP
+	// Owner is the device_owner: of a Pod if empty.
+	Owner string
 	// Host and Device where it is plugged; empty while it is claimed only.
 	Host, Device string
 	// Known is the ID written down before.
 	Known      string
 	TagsAtOnce bool
 }
+
+func (w portWish) owner() string { return cmp.Or(w.Owner, deviceOwner) }
 
 // planPort says what to do next that w becomes true.
 func planPort(w portWish, h *port) []step {
@@ -282,7 +287,7 @@ func planPort(w portWish, h *port) []step {
 		}
 		b := map[string]any{
 			"name": w.Name, "project_id": w.Project, "description": w.Mark, "network_id": w.Network, "admin_state_up": true,
-			"fixed_ips": w.Fixed, "device_owner": deviceOwner, "device_id": w.Device, "security_groups": []string{w.Group},
+			"fixed_ips": w.Fixed, "device_owner": w.owner(), "device_id": w.Device, "security_groups": []string{w.Group},
 			"binding:vnic_type": "normal",
 		}
 		if w.TagsAtOnce {
@@ -327,7 +332,7 @@ func planPort(w portWish, h *port) []step {
 		{!sameSet(h.Groups, []string{w.Group}), "security_groups", []string{w.Group}, "port had other security groups"},
 		{len(h.Pairs) > 0, "allowed_address_pairs", []string{}, "port had allowed_address_pairs"},
 		{h.PortSecurity != nil && !*h.PortSecurity, "port_security_enabled", true, "port had no port security"},
-		{h.DeviceOwner != deviceOwner, "device_owner", deviceOwner, "port had another device_owner"},
+		{h.DeviceOwner != w.owner(), "device_owner", w.owner(), "port had another device_owner"},
 		{h.DeviceID != w.Device, "device_id", w.Device, ""},
 		{moved || failed, "binding:host_id", w.Host, text},
 		{h.Description != w.Mark, "description", w.Mark, "port had another description"},

@@ -104,6 +104,10 @@ func (p *Provider) portWish(n *v1alpha1.Network, x *v1alpha1.Port, project strin
 		w.Device = x.Spec.Pod.UID
 		w.Name = name(n.Status.Tenant, x.Spec.Pod.Namespace, x.Spec.Pod.Name, x.Spec.Pod.Interface)
 		w.Tags = append(w.Tags, "h8s-pod="+x.Spec.Pod.UID)
+	} else if s := x.Spec.Service; s != nil {
+		w.Owner, w.Device = frontOwner, s.UID
+		w.Name = name(n.Status.Tenant, s.Namespace, s.Name)
+		w.Tags = append(w.Tags, "h8s-service="+s.UID)
 	}
 	for _, s := range x.Spec.Addresses {
 		a, err := netip.ParseAddr(s)
@@ -180,7 +184,7 @@ func (p *Provider) ownPort(ctx context.Context, c *openstack.Client, w portWish)
 		return nil, err
 	}
 	for i := range all {
-		if all[i].Network == w.Network && all[i].DeviceOwner == deviceOwner {
+		if all[i].Network == w.Network && all[i].DeviceOwner == w.owner() {
 			return &all[i], nil
 		}
 	}
@@ -241,7 +245,7 @@ func (p *Provider) releasePort(ctx context.Context, x *v1alpha1.Port) error {
 	}
 	var errs []error
 	for _, h := range all {
-		if h.DeviceOwner == deviceOwner {
+		if h.DeviceOwner == deviceOwner || h.DeviceOwner == frontOwner {
 			errs = append(errs, remove(ctx, c, ports, h.ID))
 		}
 	}

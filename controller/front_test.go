@@ -144,7 +144,7 @@ func TestFront(t *testing.T) {
 	leads(first)
 	// Only inside, and out again.
 	c.update(s, func() { s.Annotations = map[string]string{network.AnnotationInternal: "true"} })
-	if a := address(s, "10.0.0."); a != port.Spec.Addresses[0] || len(cloud.Get("floatingips", nil)) > 0 {
+	if a := address(s, "10.0."); a != port.Spec.Addresses[0] || len(cloud.Get("floatingips", nil)) > 0 {
 		t.Errorf("%s, %v", a, cloud.Get("floatingips", nil))
 	}
 	c.update(s, func() {

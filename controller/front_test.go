@@ -206,6 +206,10 @@ func TestFront(t *testing.T) {
 		}
 		return nil
 	})
-	// Where Octavia is, who says nothing is not given one of these.
-	cloud.Balancers(true)
+	// Where there is an AddressPool, who says nothing is of that.
+	c.pool(poolOf("p", 0, nil, "203.0.113.0/29"))
+	pooled := serviceOf("web", "pooled")
+	c.create(pooled)
+	address(pooled, "203.0.113.")
+	nothing()
 }

@@ -137,6 +137,8 @@ func checkUnused(network string, namespaces []v1alpha1.TenantNamespace, ports []
 		case p.Spec.Network != network:
 		case p.Spec.Pod != nil:
 			users = append(users, fmt.Sprintf("Pod %s/%s (port %s)", p.Spec.Pod.Namespace, p.Spec.Pod.Name, p.Name))
+		case p.Spec.Service != nil:
+			users = append(users, fmt.Sprintf("Service %s/%s (port %s)", p.Spec.Service.Namespace, p.Spec.Service.Name, p.Name))
 		default:
 			users = append(users, "port "+p.Name)
 		}

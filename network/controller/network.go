@@ -372,6 +372,8 @@ func (r *networks) users(ctx context.Context, n *v1alpha1.Network) ([]string, er
 		}
 		if p.Spec.Pod != nil {
 			users = append(users, "Pod "+p.Spec.Pod.Namespace+"/"+p.Spec.Pod.Name)
+		} else if s := p.Spec.Service; s != nil {
+			users = append(users, "Service "+s.Namespace+"/"+s.Name)
 		} else {
 			users = append(users, "Port "+p.Name)
 		}

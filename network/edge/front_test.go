@@ -17,6 +17,10 @@ func endpoint(a string, local bool) service.Endpoint {
 	return service.Endpoint{Address: netip.MustParseAddrPort(a), Local: local}
 }
 
+func port(proto uint8, number uint16, to ...service.Endpoint) service.Port {
+	return service.Port{Protocol: proto, Port: number, Internal: to, External: to}
+}
+
 // Clients from outside come to Services by fronts: a router leads a floating IP to their
 // addresses, and Pods on the front's node and elsewhere answer.
 func TestFronts(t *testing.T) {
@@ -48,9 +52,6 @@ func TestFronts(t *testing.T) {
 		}
 		t.Cleanup(func() { _ = table.Close() })
 		tables[node] = table
-	}
-	port := func(proto uint8, number uint16, to ...service.Endpoint) service.Port {
-		return service.Port{Protocol: proto, Port: number, Internal: to, External: to}
 	}
 	services := func(node *edgetest.Node) []service.Service {
 		nears := []service.Endpoint{endpoint("192.168.0.5:80", node == one)}

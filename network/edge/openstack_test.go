@@ -13,10 +13,12 @@ import (
 	"time"
 
 	"github.com/gophercloud/gophercloud/v2"
+	"golang.org/x/sys/unix"
 
 	"github.com/hypernetes/hypernetes/network/edge"
 	"github.com/hypernetes/hypernetes/network/edge/edgetest"
 	"github.com/hypernetes/hypernetes/network/netns"
+	"github.com/hypernetes/hypernetes/network/service"
 	"github.com/hypernetes/hypernetes/test/openstack/openstacktest"
 )
 
@@ -162,11 +164,7 @@ func (n *neutronNet) plug(node *osNode, name, v4, v6 string) *osPod {
 			t.Error(err)
 		}
 	})
-	s := edge.Spec{
-		ID: edgeIDOf(n.id), Name: "test/" + n.id, Uplinks: true, MTU: 1450, Egress: true,
-		Subnets:  []netip.Prefix{netip.MustParsePrefix("192.168.0.0/24"), netip.MustParsePrefix("fd00:1::/64")},
-		Gateways: []netip.Addr{addrOf("192.168.0.1"), addrOf("fd00:1::1")}, Local: []netip.Addr{addrOf("10.96.0.10")},
-	}
+	s := n.spec()
 	e, err := node.m.Ensure(t.Context(), s)
 	if err != nil {
 		t.Fatal(err)
@@ -186,6 +184,28 @@ func (n *neutronNet) plug(node *osNode, name, v4, v6 string) *osPod {
 	if err := e.Up(t.Context(), a.Link); err != nil {
 		t.Fatal(err)
 	}
+	n.active(node, name, id)
+	if err := e.Announce(t.Context(), a); err != nil {
+		t.Error(err)
+	}
+	if err := e.Check(t.Context(), a); err != nil {
+		t.Error(err)
+	}
+	return &osPod{ns: ns, port: id}
+}
+
+func (n *neutronNet) spec() edge.Spec {
+	return edge.Spec{
+		ID: edgeIDOf(n.id), Name: "test/" + n.id, Uplinks: true, MTU: 1450, Egress: true,
+		Subnets:  []netip.Prefix{netip.MustParsePrefix("192.168.0.0/24"), netip.MustParsePrefix("fd00:1::/64")},
+		Gateways: []netip.Addr{addrOf("192.168.0.1"), addrOf("fd00:1::1")}, Local: []netip.Addr{addrOf("10.96.0.10")},
+	}
+}
+
+// active waits until Neutron says that a port is.
+func (n *neutronNet) active(node *osNode, name, id string) {
+	t := n.t
+	t.Helper()
 	start := time.Now()
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
@@ -208,13 +228,6 @@ func (n *neutronNet) plug(node *osNode, name, v4, v6 string) *osPod {
 		}
 	}
 	t.Logf("%s: ACTIVE after %s", name, time.Since(start).Round(100*time.Millisecond))
-	if err := e.Announce(t.Context(), a); err != nil {
-		t.Error(err)
-	}
-	if err := e.Check(t.Context(), a); err != nil {
-		t.Error(err)
-	}
-	return &osPod{ns: ns, port: id}
 }
 
 func edgeIDOf(network string) string { return strings.ReplaceAll(network, "-", "")[:8] }
@@ -272,5 +285,78 @@ func TestOpenStack(t *testing.T) {
 		}
 		fip := post(t, n.tenant, "floatingip", map[string]any{"floating_network_id": n.externalNet, "port_id": c.port, "fixed_ip_address": "192.168.0.52"})
 		eventually(t, outside, "tcp", fip["floating_ip_address"].(string)+":80", project+"-c "+openstacktest.Outside)
+	}
+}
+
+// A front with a real Neutron's router, floating IP and agents: a Pod on its node and one
+// elsewhere answer who comes from outside. Then it moves.
+func TestOpenStackFront(t *testing.T) {
+	cloud := openstacktest.Up(t)
+	one, two := newOSNode(t, cloud, 1), newOSNode(t, cloud, 2)
+	outside, err := netns.Open(cloud.OutsideNetNS())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = outside.Close() }()
+	n := newNeutronNet(t, cloud, "alpha")
+	a := n.plug(one, "a", "192.168.0.50", "fd00:1::50")
+	c := n.plug(two, "c", "192.168.0.52", "fd00:1::52")
+	edgetest.Echo(t, a.ns, "a", "[::]:80")
+	edgetest.Echo(t, c.ns, "c", "[::]:80")
+	vip := post(t, n.admin, "port", map[string]any{
+		"network_id": n.id, "project_id": n.project, "device_owner": "hypernetes:vip", "device_id": "s", "name": "s",
+		"fixed_ips": []any{map[string]any{"subnet_id": n.v4, "ip_address": "192.168.0.60"}}, "binding:host_id": one.host, "security_groups": []string{n.group},
+	})
+	id := vip["id"].(string)
+	mac, err := net.ParseMAC(vip["mac_address"].(string))
+	if err != nil {
+		t.Fatal(err)
+	}
+	front := edge.Front{Link: edge.LinkName(id, "front"), Uplink: "tap" + id[:11], MAC: mac, Addresses: []netip.Addr{addrOf("192.168.0.60")}}
+	floating := post(t, n.tenant, "floatingip", map[string]any{"floating_network_id": n.externalNet, "port_id": id, "fixed_ip_address": "192.168.0.60"})["floating_ip_address"].(string)
+	at := func(node *osNode, here string) {
+		t.Helper()
+		s := n.spec()
+		s.Fronts = []edge.Front{front}
+		e, err := node.m.Ensure(t.Context(), s)
+		if err != nil {
+			t.Fatal(err)
+		}
+		table, err := service.Open(e.NS(), service.Options{Gateways: s.Gateways, Inside: s.Subnets})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer func() { _ = table.Close() }()
+		svc := service.Service{Key: "a/s", ClusterIPs: []netip.Addr{addrOf("10.96.1.1")}, External: front.Addresses}
+		for _, proto := range []uint8{unix.IPPROTO_TCP, unix.IPPROTO_UDP} {
+			for number, to := range map[uint16]string{80: "192.168.0.50:80", 81: "192.168.0.52:80"} {
+				svc.Ports = append(svc.Ports, port(proto, number, endpoint(to, to == here)))
+			}
+		}
+		if _, err := table.Sync(t.Context(), []service.Service{svc}); err != nil {
+			t.Fatal(err)
+		}
+		n.active(node, "front", id)
+		if err := e.AnnounceFront(t.Context(), front.Link); err != nil {
+			t.Error(err)
+		}
+	}
+	at(one, "192.168.0.50:80")
+	for _, proto := range []string{"tcp", "udp"} {
+		eventually(t, outside, proto, floating+":80", "a "+openstacktest.Outside)
+		eventually(t, outside, proto, floating+":81", "c 192.168.0.60")
+		eventually(t, c.ns, proto, "192.168.0.60:80", "a 192.168.0.52")
+	}
+	if _, err := one.m.Ensure(t.Context(), n.spec()); err != nil {
+		t.Fatal(err)
+	}
+	body := map[string]any{"port": map[string]any{"binding:host_id": two.host}}
+	if _, err := n.admin.Put(t.Context(), n.admin.ServiceURL("ports", id), body, nil, &gophercloud.RequestOpts{OkCodes: []int{200}}); err != nil {
+		t.Fatal(err)
+	}
+	at(two, "192.168.0.52:80")
+	for _, proto := range []string{"tcp", "udp"} {
+		eventually(t, outside, proto, floating+":80", "a 192.168.0.60")
+		eventually(t, outside, proto, floating+":81", "c "+openstacktest.Outside)
 	}
 }

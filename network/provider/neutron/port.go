@@ -299,7 +299,7 @@ func (p *Provider) findStrays(ctx context.Context, n *v1alpha1.Network, all []v1
 	if err != nil {
 		return nil, err
 	}
-	there, err := list[port](ctx, c, ports, url.Values{"network_id": {n.Status.ProviderNetworkID}, "project_id": {project}, "device_owner": {deviceOwner}})
+	there, err := list[port](ctx, c, ports, url.Values{"network_id": {n.Status.ProviderNetworkID}, "project_id": {project}, "device_owner": {deviceOwner, frontOwner}})
 	if err != nil {
 		return nil, err
 	}
@@ -310,7 +310,7 @@ func (p *Provider) findStrays(ctx context.Context, n *v1alpha1.Network, all []v1
 	out := map[string]types.UID{}
 	for _, h := range there {
 		uid, ours := strings.CutPrefix(h.Description, p.mark(""))
-		if ours && uid != "" && !known[types.UID(uid)] && h.Network == n.Status.ProviderNetworkID && h.Project == project && h.DeviceOwner == deviceOwner {
+		if ours && uid != "" && !known[types.UID(uid)] && h.Network == n.Status.ProviderNetworkID && h.Project == project && (h.DeviceOwner == deviceOwner || h.DeviceOwner == frontOwner) {
 			out[h.ID] = types.UID(uid)
 		}
 	}

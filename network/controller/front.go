@@ -309,7 +309,8 @@ func (r *fronts) stale(ctx context.Context, p *v1alpha1.Port, mine bool) (bool, 
 	if apierrors.IsNotFound(err) {
 		return true, nil
 	}
-	return err == nil && (mine || string(s.UID) != p.Spec.Service.UID || !mayFront(s)), err
+	// What a Service that has the finalizer does not want any more it releases itself.
+	return err == nil && (mine || string(s.UID) != p.Spec.Service.UID || !mayFront(s) || !controllerutil.ContainsFinalizer(s, FinalizerFront)), err
 }
 
 // floating is a Service's floating IP as providers know such.

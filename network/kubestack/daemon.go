@@ -25,9 +25,9 @@ import (
 
 const (
 	// coalesce is how long changes of a Network are gathered before they are applied, at
-	// least; what took long to apply is gathered for as many times longer, up to the bound.
+	// least; after a sync they are gathered for idleFactor times what it took, up to the bound.
 	coalesce    = 20 * time.Millisecond
-	idleFactor  = 4
+	idleFactor  = 1
 	maxCoalesce = 2 * time.Second
 	// resync repairs what others changed behind our back.
 	resync  = 30 * time.Second
@@ -191,8 +191,8 @@ func (d *Daemon) Ready() error {
 var nodeKey = types.NamespacedName{}
 
 // enqueue asks for a sync. While Pods come and go there are more events than there can be
-// syncs: one that took long is not begun again at once, so that the Networks of a node take
-// a fifth of a processor each at most. Calls do not wait for that (network.flush).
+// syncs: one that took long is not begun again at once, so that a Network takes half a
+// processor at most. Calls do not wait for that (network.flush).
 func (d *Daemon) enqueue(key types.NamespacedName) {
 	d.mu.Lock()
 	wait := time.Until(d.next[key])

@@ -3,8 +3,6 @@ package controller
 import (
 	"cmp"
 	"context"
-	"crypto/sha256"
-	"encoding/binary"
 	"errors"
 	"math/rand/v2"
 	"net/netip"
@@ -22,6 +20,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/wait"
 	"k8s.io/client-go/util/workqueue"
+	"k8s.io/utils/ptr"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/builder"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -35,6 +34,7 @@ import (
 
 	v1alpha1 "github.com/hypernetes/hypernetes/api/hypernetes/v1alpha1"
 	"github.com/hypernetes/hypernetes/identity/binding"
+	"github.com/hypernetes/hypernetes/network/announcer"
 	"github.com/hypernetes/hypernetes/network/claim"
 	"github.com/hypernetes/hypernetes/network/ipam"
 	"github.com/hypernetes/hypernetes/network/provider"
@@ -52,9 +52,6 @@ const (
 	// annotationFloating on a Port of a Service is "<ID> <address>" of its floating IP. Only
 	// controllers and nodes write Ports that are there.
 	annotationFloating = "hypernetes.io/floating-ip"
-	// nodeGrace is how long a node that says that it is not ready, which is not silence, keeps
-	// what it has (as package kubestack has it).
-	nodeGrace = 2 * time.Minute
 	// claimAttempts bounds how many addresses are tried that others turn out to have.
 	claimAttempts = 16
 )
@@ -107,7 +104,7 @@ func (r *fronts) setup(m manager.Manager) error {
 		}), builder.WithPredicates(predicate.Funcs{UpdateFunc: func(e event.UpdateEvent) bool {
 			was, ok := e.ObjectOld.(*corev1.Node)
 			is, ok2 := e.ObjectNew.(*corev1.Node)
-			return ok && ok2 && (readiness(was).Status != readiness(is).Status || excluded(was) != excluded(is))
+			return ok && ok2 && (announcer.Readiness(was).Status != announcer.Readiness(is).Status || announcer.Excluded(was) != announcer.Excluded(is))
 		}})).
 		Watches(&v1alpha1.TenantNamespace{}, handler.EnqueueRequestsFromMapFunc(func(ctx context.Context, o client.Object) []reconcile.Request {
 			return which(ctx, any, client.InNamespace(o.GetName()))
@@ -191,12 +188,19 @@ func (b base) portsOfService(ctx context.Context, from client.Reader, key types.
 	return list.Items, err
 }
 
-// fronts counts the Services of a tenant that have Ports.
-func (b base) fronts(ctx context.Context, tenant string) (int, error) {
-	list := &v1alpha1.PortList{}
-	if tenant == "" {
-		return 0, nil
+// balanced is how much of its quota of load balancers a tenant has used: the external
+// addresses its Services have claimed, and its Services that have Ports.
+func (b base) balanced(ctx context.Context, tenant string, claims []claim.Claim) (int, error) {
+	used := 0
+	for _, c := range claims {
+		if c.Held() && c.Tenant == tenant && c.Owner.Kind == claim.KindService {
+			used++
+		}
 	}
+	if tenant == "" {
+		return used, nil
+	}
+	list := &v1alpha1.PortList{}
 	if err := b.client.List(ctx, list, client.InNamespace(v1alpha1.Home(tenant)), client.HasLabels{v1alpha1.LabelService}); err != nil {
 		return 0, err
 	}
@@ -206,7 +210,11 @@ func (b base) fronts(ctx context.Context, tenant string) (int, error) {
 			seen[p.Spec.Service.UID] = true
 		}
 	}
-	return len(seen), nil
+	return used + len(seen), nil
+}
+
+func balancerQuota(t *v1alpha1.Tenant) int {
+	return int(ptr.Deref(t.Spec.Quota.LoadBalancers, v1alpha1.DefaultQuotaLoadBalancers))
 }
 
 // Reconcile implements reconcile.Reconciler.
@@ -447,7 +455,7 @@ func (r *fronts) ensure(ctx context.Context, s *corev1.Service, n *v1alpha1.Netw
 		return nil, r.claim(ctx, s, n, want, may)
 	}
 	p := &ports[0]
-	if node := rendezvous(p.Spec.Addresses[0], may); node != "" && !slices.Contains(may, p.Spec.Node) {
+	if node := announcer.Winner(p.Spec.Addresses[0], may); node != "" && !slices.Contains(may, p.Spec.Node) {
 		was := p.Spec.Node
 		p.Spec.Node = node
 		if err := r.client.Update(ctx, p); err != nil {
@@ -546,26 +554,17 @@ func (r *fronts) claim(ctx context.Context, s *corev1.Service, n *v1alpha1.Netwo
 	if err := r.client.Get(ctx, client.ObjectKey{Name: n.Status.Tenant}, t); err != nil {
 		return err
 	}
-	quota := v1alpha1.DefaultQuotaLoadBalancers
-	if q := t.Spec.Quota.LoadBalancers; q != nil {
-		quota = int(*q)
-	}
-	used, err := r.fronts(ctx, t.Name)
-	if err != nil {
-		return err
-	}
 	cached := r.o.Claims
 	cached.Reader = r.client
 	leases, err := cached.List(ctx, claim.Address)
 	if err != nil {
 		return err
 	}
-	for _, c := range leases {
-		if c.Held() && c.Tenant == t.Name && c.Owner.Kind == claim.KindService {
-			used++
-		}
+	used, err := r.balanced(ctx, t.Name, leases)
+	if err != nil {
+		return err
 	}
-	if used >= quota {
+	if quota := balancerQuota(t); used >= quota {
 		return refuse("QuotaExceeded", "quota: tenant %s has %d of %d external addresses of Services: delete one, or ask the operator for more", t.Name, used, quota)
 	}
 	if len(may) == 0 {
@@ -575,13 +574,13 @@ func (r *fronts) claim(ctx context.Context, s *corev1.Service, n *v1alpha1.Netwo
 	if err != nil {
 		return err
 	}
-	list := &v1alpha1.PortList{}
-	if err := r.client.List(ctx, list, client.InNamespace(n.Namespace), client.MatchingFields{indexNetwork: n.Name}); err != nil {
+	ports, err := r.ports(ctx, n)
+	if err != nil {
 		return err
 	}
 	taken := map[netip.Addr]bool{}
-	for i := range list.Items {
-		all, _ := ipam.Addresses(&list.Items[i])
+	for i := range ports {
+		all, _ := ipam.Addresses(&ports[i])
 		for _, a := range all {
 			taken[a] = true
 		}
@@ -601,7 +600,7 @@ func (r *fronts) claim(ctx context.Context, s *corev1.Service, n *v1alpha1.Netwo
 				Labels: map[string]string{v1alpha1.LabelNetwork: n.Name, v1alpha1.LabelService: string(s.UID)},
 			},
 			Spec: v1alpha1.PortSpec{
-				Network: n.Name, NetworkUID: string(n.UID), Node: rendezvous(addrs[0].String(), may),
+				Network: n.Name, NetworkUID: string(n.UID), Node: announcer.Winner(addrs[0].String(), may),
 				Service: &v1alpha1.ServiceRef{Namespace: s.Namespace, Name: s.Name, UID: string(s.UID)},
 			},
 		}
@@ -626,64 +625,34 @@ func (r *fronts) claim(ctx context.Context, s *corev1.Service, n *v1alpha1.Netwo
 	return errNotYet
 }
 
-func readiness(n *corev1.Node) corev1.NodeCondition {
-	for _, c := range n.Status.Conditions {
-		if c.Type == corev1.NodeReady {
-			return c
-		}
-	}
-	return corev1.NodeCondition{Status: corev1.ConditionUnknown}
-}
-
-func excluded(n *corev1.Node) bool {
-	_, ok := n.Labels[corev1.LabelNodeExcludeBalancers]
-	return ok
-}
-
 // nodes are those a Service's clients may come in by.
 func (r *fronts) nodes(ctx context.Context, s *corev1.Service) ([]string, error) {
 	list := &corev1.NodeList{}
 	if err := r.client.List(ctx, list); err != nil {
 		return nil, err
 	}
-	var has map[string]bool
+	var ready []string
+	for i := range list.Items {
+		n := &list.Items[i]
+		c := announcer.Readiness(n)
+		if announcer.Excluded(n) {
+			continue
+		}
+		if c.Status == corev1.ConditionTrue || c.Status == corev1.ConditionFalse && time.Since(c.LastTransitionTime.Time) < announcer.Grace {
+			ready = append(ready, n.Name)
+		}
+	}
+	var endpoints []*discoveryv1.EndpointSlice
 	if s.Spec.ExternalTrafficPolicy == corev1.ServiceExternalTrafficPolicyLocal {
-		has = map[string]bool{}
 		all := &discoveryv1.EndpointSliceList{}
 		if err := r.client.List(ctx, all, client.InNamespace(s.Namespace), client.MatchingLabels{discoveryv1.LabelServiceName: s.Name}); err != nil {
 			return nil, err
 		}
-		for _, x := range all.Items {
-			for _, e := range x.Endpoints {
-				if e.NodeName != nil && (e.Conditions.Ready == nil || *e.Conditions.Ready) {
-					has[*e.NodeName] = true
-				}
-			}
+		for i := range all.Items {
+			endpoints = append(endpoints, &all.Items[i])
 		}
 	}
-	var out []string
-	for i := range list.Items {
-		n := &list.Items[i]
-		c := readiness(n)
-		ready := c.Status == corev1.ConditionTrue || c.Status == corev1.ConditionFalse && time.Since(c.LastTransitionTime.Time) < nodeGrace
-		if ready && !excluded(n) && (has == nil || has[n.Name]) {
-			out = append(out, n.Name)
-		}
-	}
-	return out, nil
-}
-
-// rendezvous is the node for an address: it moves only when its own node goes.
-func rendezvous(address string, nodes []string) string {
-	var best string
-	var highest uint64
-	for _, n := range nodes {
-		sum := sha256.Sum256([]byte(address + "\x00" + n))
-		if h := binary.BigEndian.Uint64(sum[:]); best == "" || h > highest || h == highest && n < best {
-			best, highest = n, h
-		}
-	}
-	return best
+	return announcer.Candidates(s, endpoints, ready), nil
 }
 
 // publish writes the addresses where kubectl shows them.

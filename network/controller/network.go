@@ -288,9 +288,10 @@ func (r *networks) count(ctx context.Context, n *v1alpha1.Network) error {
 	return nil
 }
 
-func (r *networks) ports(ctx context.Context, n *v1alpha1.Network) ([]v1alpha1.Port, error) {
+// ports are those of a Network.
+func (b base) ports(ctx context.Context, n *v1alpha1.Network) ([]v1alpha1.Port, error) {
 	list := &v1alpha1.PortList{}
-	err := r.client.List(ctx, list, client.InNamespace(n.Namespace), client.MatchingFields{indexNetwork: n.Name})
+	err := b.client.List(ctx, list, client.InNamespace(n.Namespace), client.MatchingFields{indexNetwork: n.Name})
 	return list.Items, err
 }
 

@@ -56,9 +56,10 @@ func partial(kind string) *metav1.PartialObjectMetadata {
 	return o
 }
 
-func (r *ports) portsOf(ctx context.Context, opts ...client.ListOption) []reconcile.Request {
+// portsOf asks for the Ports that are found.
+func (b base) portsOf(ctx context.Context, opts ...client.ListOption) []reconcile.Request {
 	list := &v1alpha1.PortList{}
-	if err := r.client.List(ctx, list, opts...); err != nil {
+	if err := b.client.List(ctx, list, opts...); err != nil {
 		return nil
 	}
 	var all []reconcile.Request

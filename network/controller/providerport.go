@@ -62,15 +62,7 @@ func (r *providerPorts) setup(m manager.Manager) error {
 		WithOptions(controller.Options{MaxConcurrentReconciles: 8}).
 		For(&v1alpha1.Port{}, builder.WithPredicates(predicate.GenerationChangedPredicate{})).
 		Watches(&v1alpha1.Network{}, handler.EnqueueRequestsFromMapFunc(func(ctx context.Context, o client.Object) []reconcile.Request {
-			list := &v1alpha1.PortList{}
-			if err := r.client.List(ctx, list, client.InNamespace(o.GetNamespace()), client.MatchingFields{indexNetwork: o.GetName()}); err != nil {
-				return nil
-			}
-			var all []reconcile.Request
-			for i := range list.Items {
-				all = append(all, one(list.Items[i].Namespace, list.Items[i].Name)...)
-			}
-			return all
+			return r.portsOf(ctx, client.InNamespace(o.GetNamespace()), client.MatchingFields{indexNetwork: o.GetName()})
 		}), builder.WithPredicates(predicate.Funcs{UpdateFunc: func(e event.UpdateEvent) bool {
 			was, ok := e.ObjectOld.(*v1alpha1.Network)
 			is, ok2 := e.ObjectNew.(*v1alpha1.Network)
@@ -120,15 +112,16 @@ func (r *providerPorts) tidy(ctx context.Context, n *v1alpha1.Network, seen map[
 	if !ok || !ok2 || n.Status.ProviderNetworkID == "" || !n.DeletionTimestamp.IsZero() {
 		return nil
 	}
-	list := &v1alpha1.PortList{}
-	if err := r.client.List(ctx, list, client.InNamespace(n.Namespace), client.MatchingFields{indexNetwork: n.Name}); err != nil {
+	ports, err := r.ports(ctx, n)
+	if err != nil {
 		return err
 	}
-	strays, err := p.Strays(ctx, n, list.Items)
+	strays, err := p.Strays(ctx, n, ports)
 	if err != nil || len(strays) == 0 {
 		return err
 	}
 	// The cache may not know yet whom it was made for.
+	list := &v1alpha1.PortList{}
 	if err := r.live.List(ctx, list, client.InNamespace(n.Namespace)); err != nil {
 		return err
 	}
@@ -153,14 +146,11 @@ func (r *providerPorts) compare(ctx context.Context, n *v1alpha1.Network) error 
 	if !ok || n.Status.ProviderNetworkID == "" {
 		return nil
 	}
-	list := &v1alpha1.PortList{}
-	if err := r.client.List(ctx, list, client.InNamespace(n.Namespace), client.MatchingFields{indexNetwork: n.Name}); err != nil {
+	ports, err := r.ports(ctx, n)
+	if err != nil || len(ports) == 0 {
 		return err
 	}
-	if len(list.Items) == 0 {
-		return nil
-	}
-	names, err := p.Drifted(ctx, n, list.Items)
+	names, err := p.Drifted(ctx, n, ports)
 	if err != nil {
 		return err
 	}

@@ -248,17 +248,10 @@ func (r *services) ensure(ctx context.Context, s *corev1.Service, all, mine []cl
 			return held(), &refusal{"Invalid", fmt.Sprintf("address: %s is of a family that spec.ipFamilies has not (%v)", ask[v6], families)}, nil
 		}
 	}
-	used := 0
-	for _, c := range all {
-		if c.Held() && c.Tenant == tenant && c.Owner.Kind == claim.KindService {
-			used++
-		}
-	}
-	fronts, err := r.fronts(ctx, tenant)
+	used, err := r.balanced(ctx, tenant, all)
 	if err != nil {
 		return nil, nil, err
 	}
-	used += fronts
 	owner := claim.OwnerOf(claim.KindService, s)
 	pool := s.Annotations[AnnotationPool]
 	var missing []*refusal
@@ -363,9 +356,5 @@ func (r *services) tenant(ctx context.Context, s *corev1.Service) (string, int, 
 	} else if err != nil {
 		return "", 0, err
 	}
-	quota := v1alpha1.DefaultQuotaLoadBalancers
-	if q := t.Spec.Quota.LoadBalancers; q != nil {
-		quota = int(*q)
-	}
-	return t.Name, quota, nil
+	return t.Name, balancerQuota(t), nil
 }

@@ -18,6 +18,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 
 	v1alpha1 "github.com/hypernetes/hypernetes/api/hypernetes/v1alpha1"
+	"github.com/hypernetes/hypernetes/network/announcer"
 	"github.com/hypernetes/hypernetes/network/dns"
 	"github.com/hypernetes/hypernetes/network/edge"
 	"github.com/hypernetes/hypernetes/network/ipam"
@@ -165,8 +166,8 @@ func (s *snapshot) spec() (edge.Spec, error) {
 			out.Exported = append(out.Exported, addresses(svc.Spec.ClusterIPs)...)
 		}
 		for _, a := range s.leased(svc) {
-			may := announcers(svc, byService[key], ready)
-			here := winner(a, may) == s.Self
+			may := announcer.Candidates(svc, byService[key], ready)
+			here := announcer.Winner(a.String(), may) == s.Self
 			// A Service that wants its clients' addresses can answer only where it has
 			// endpoints; others on this node find it over the fabric.
 			if here || svc.Spec.ExternalTrafficPolicy != corev1.ServiceExternalTrafficPolicyLocal || slices.Contains(may, s.Self) {

@@ -17,7 +17,6 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	corev1 "k8s.io/api/core/v1"
-	discoveryv1 "k8s.io/api/discovery/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
@@ -33,31 +32,6 @@ import (
 	"github.com/hypernetes/hypernetes/network/netns"
 	"github.com/hypernetes/hypernetes/test/controlplane"
 )
-
-// An address moves only when its own node goes, and every node is used.
-func TestWinner(t *testing.T) {
-	nodes := []string{"a", "b", "c", "d"}
-	count := map[string]int{}
-	for i := range 400 {
-		address := netip.AddrFrom4([4]byte{192, 0, byte(i >> 8), byte(i)})
-		w := winner(address, nodes)
-		count[w]++
-		if w != winner(address, []string{"d", "c", "b", "a"}) {
-			t.Fatalf("%s depends on the order", address)
-		}
-		if w != "a" && winner(address, nodes[1:]) != w {
-			t.Fatalf("%s moved though its node is there", address)
-		}
-	}
-	for _, n := range nodes {
-		if count[n] < 50 {
-			t.Errorf("%s announces %d of 400", n, count[n])
-		}
-	}
-	if winner(netip.MustParseAddr("192.0.2.1"), nil) != "" {
-		t.Error("somebody of nobody")
-	}
-}
 
 // A Port into which somebody wrote other addresses is nobody's.
 func TestClaimed(t *testing.T) {
@@ -83,19 +57,6 @@ func TestClaimed(t *testing.T) {
 		if got := claimed(p, addrs); got != c.want {
 			t.Errorf("%s %v: %v", c.name, c.addresses, got)
 		}
-	}
-}
-
-func TestAnnouncers(t *testing.T) {
-	a, b, no := "a", "b", false
-	slices := []*discoveryv1.EndpointSlice{{Endpoints: []discoveryv1.Endpoint{{NodeName: &a}, {NodeName: &b, Conditions: discoveryv1.EndpointConditions{Ready: &no}}}}}
-	svc := &corev1.Service{}
-	if got := announcers(svc, slices, []string{"a", "b", "c"}); len(got) != 3 {
-		t.Errorf("Cluster: %v", got)
-	}
-	svc.Spec.ExternalTrafficPolicy = corev1.ServiceExternalTrafficPolicyLocal
-	if got := announcers(svc, slices, []string{"a", "b", "c"}); !cmp.Equal(got, []string{"a"}) {
-		t.Errorf("Local: %v", got)
 	}
 }
 

@@ -20,6 +20,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	v1alpha1 "github.com/hypernetes/hypernetes/api/hypernetes/v1alpha1"
+	"github.com/hypernetes/hypernetes/network/announcer"
 	"github.com/hypernetes/hypernetes/network/claim"
 )
 
@@ -43,11 +44,6 @@ type cluster struct {
 	// unready is since when nodes say that they are not ready, of those seen ready before.
 	unready map[string]time.Time
 }
-
-// grace is how long a node that was ready and says that it is not, which is not silence,
-// keeps the addresses it announces: what its kubelet misses, a container runtime that
-// restarts, say, does not end what passes through its edges, and moving an address does.
-const grace = 2 * time.Minute
 
 // watchCluster begins. one is told of a Network something changed for, all that something
 // did which concerns any.
@@ -194,7 +190,7 @@ func (k *cluster) allNodes(own netip.Addr) map[string]node {
 // ready tells whether a node may announce; k.mu is held.
 func (k *cluster) ready(n node) bool {
 	since, ok := k.unready[n.Name]
-	return n.Ready || ok && time.Since(since) < grace
+	return n.Ready || ok && time.Since(since) < announcer.Grace
 }
 
 // remember notes a node that was ready and says that it no longer is.
@@ -204,27 +200,16 @@ func (k *cluster) remember(was, is *corev1.Node) {
 	switch {
 	case is == nil:
 		delete(k.unready, was.Name)
-	case readiness(is) != corev1.ConditionFalse:
+	case announcer.Readiness(is).Status != corev1.ConditionFalse:
 		delete(k.unready, is.Name)
-	case was != nil && readiness(was) == corev1.ConditionTrue:
+	case was != nil && announcer.Readiness(was).Status == corev1.ConditionTrue:
 		k.unready[is.Name] = time.Now()
 	}
 }
 
-// readiness is what a Node says of itself; Unknown is what is said of it when it is silent.
-func readiness(n *corev1.Node) corev1.ConditionStatus {
-	for _, c := range n.Status.Conditions {
-		if c.Type == corev1.NodeReady {
-			return c.Status
-		}
-	}
-	return corev1.ConditionUnknown
-}
-
 func readNode(n *corev1.Node, own netip.Addr) node {
-	out := node{Name: n.Name, Zone: n.Labels[corev1.LabelTopologyZone]}
+	out := node{Name: n.Name, Zone: n.Labels[corev1.LabelTopologyZone], ExcludedFromLB: announcer.Excluded(n)}
 	_, out.ControlPlane = n.Labels["node-role.kubernetes.io/control-plane"]
-	_, out.ExcludedFromLB = n.Labels[corev1.LabelNodeExcludeBalancers]
 	for _, a := range n.Status.Addresses {
 		ip, err := netip.ParseAddr(a.Address)
 		if err != nil || a.Type == corev1.NodeHostName {
@@ -244,7 +229,7 @@ func readNode(n *corev1.Node, own netip.Addr) node {
 			out.PodCIDRs = append(out.PodCIDRs, p)
 		}
 	}
-	out.Ready = readiness(n) == corev1.ConditionTrue
+	out.Ready = announcer.Readiness(n).Status == corev1.ConditionTrue
 	return out
 }
 

@@ -7,6 +7,8 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/hypernetes/hypernetes/network/announcer"
 )
 
 // TestNodesThatSaySo keeps addresses where they are while a node that was ready says that
@@ -22,7 +24,7 @@ func TestNodesThatSaySo(t *testing.T) {
 	}{
 		"ready":       {states: []corev1.ConditionStatus{"True"}, want: true},
 		"says no":     {states: []corev1.ConditionStatus{"True", "False"}, want: true},
-		"for long":    {states: []corev1.ConditionStatus{"True", "False"}, ago: grace + time.Second},
+		"for long":    {states: []corev1.ConditionStatus{"True", "False"}, ago: announcer.Grace + time.Second},
 		"silent":      {states: []corev1.ConditionStatus{"True", "Unknown"}},
 		"new":         {states: []corev1.ConditionStatus{"False"}},
 		"comes back":  {states: []corev1.ConditionStatus{"True", "Unknown", "False"}},

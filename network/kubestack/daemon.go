@@ -20,6 +20,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	v1alpha1 "github.com/hypernetes/hypernetes/api/hypernetes/v1alpha1"
+	"github.com/hypernetes/hypernetes/network/announcer"
 	"github.com/hypernetes/hypernetes/network/edge"
 )
 
@@ -296,7 +297,7 @@ func (d *Daemon) present() map[types.NamespacedName]bool {
 	ready := readyNodes(nodes)
 	for key, vips := range d.cluster.vips() {
 		for _, v := range vips {
-			if winner(v.Address, ready) == d.opts.Node {
+			if announcer.Winner(v.Address.String(), ready) == d.opts.Node {
 				d.addBound(out, key)
 			}
 		}
@@ -328,7 +329,7 @@ func (d *Daemon) announced(nodes map[string]node) []netip.Addr {
 			continue
 		}
 		for _, v := range vips {
-			if winner(v.Address, ready) == d.opts.Node {
+			if announcer.Winner(v.Address.String(), ready) == d.opts.Node {
 				out = append(out, v.Address)
 			}
 		}

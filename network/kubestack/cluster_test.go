@@ -8,6 +8,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	v1alpha1 "github.com/hypernetes/hypernetes/api/hypernetes/v1alpha1"
 	"github.com/hypernetes/hypernetes/network/announcer"
 )
 
@@ -47,5 +48,29 @@ func TestNodesThatSaySo(t *testing.T) {
 				t.Errorf("ready: %v, want %v", got, x.want)
 			}
 		})
+	}
+}
+
+// TestSamePort: a Port of a provider that replaced it is another, one that is further on
+// its way is not.
+func TestSamePort(t *testing.T) {
+	was := &v1alpha1.Port{Spec: v1alpha1.PortSpec{Network: "n"}, Status: v1alpha1.PortStatus{ProviderPortID: "a", MAC: "m", VIFType: "bridge"}}
+	for name, x := range map[string]struct {
+		change func(*v1alpha1.Port)
+		same   bool
+	}{
+		"phase":         {func(p *v1alpha1.Port) { p.Status.Phase = "Active" }, true},
+		"condition":     {func(p *v1alpha1.Port) { p.Status.Conditions = []metav1.Condition{{Type: "Wired"}} }, true},
+		"node":          {func(p *v1alpha1.Port) { p.Spec.Node = "n1" }, false},
+		"provider port": {func(p *v1alpha1.Port) { p.Status.ProviderPortID = "b" }, false},
+		"mac":           {func(p *v1alpha1.Port) { p.Status.MAC = "o" }, false},
+		"vif":           {func(p *v1alpha1.Port) { p.Status.VIFType = "ovs" }, false},
+		"going":         {func(p *v1alpha1.Port) { p.DeletionTimestamp = &metav1.Time{Time: time.Now()} }, false},
+	} {
+		is := was.DeepCopy()
+		x.change(is)
+		if got := samePort(was, is); got != x.same {
+			t.Errorf("%s: %v, want %v", name, got, x.same)
+		}
 	}
 }

@@ -138,8 +138,7 @@ func (n *network) watch(bound map[string]map[string]string) {
 	if n.portsOf == nil {
 		n.portsOf = newGroup(n.d.ctx)
 		n.ports = watchAll(n.portsOf, n.d.api, &v1alpha1.Port{}, &v1alpha1.PortList{}, func(was, is *v1alpha1.Port) {
-			// What its status says is said by this node and its like.
-			if was == nil || is == nil || !reflect.DeepEqual(was.Spec, is.Spec) {
+			if was == nil || is == nil || !samePort(was, is) {
 				changed()
 			}
 		},
@@ -170,6 +169,14 @@ func (n *network) watch(bound map[string]map[string]string) {
 			policies: watchAll(g, n.d.api, &networkingv1.NetworkPolicy{}, &networkingv1.NetworkPolicyList{}, func(was, is *networkingv1.NetworkPolicy) { changed() }, in),
 		}
 	}
+}
+
+// samePort tells whether two versions of a Port are one for the edge: of its status what the
+// provider plugs it by matters, not how far it is.
+func samePort(a, b *v1alpha1.Port) bool {
+	x, y := a.Status, b.Status
+	return reflect.DeepEqual(a.Spec, b.Spec) && a.DeletionTimestamp.IsZero() == b.DeletionTimestamp.IsZero() &&
+		x.ProviderPortID == y.ProviderPortID && x.MAC == y.MAC && x.VIFType == y.VIFType
 }
 
 func maps(a, b map[string]string) bool {

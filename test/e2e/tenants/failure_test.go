@@ -264,7 +264,15 @@ func (f *failures) killed(node string, names ...string) {
 // newcomer has a Pod come on a node and find the others.
 func (f *failures) newcomer(node string) {
 	f.t.Helper()
-	f.tn.Apply(pod{name: "late", node: node, runtime: "runc"}.yaml(f.n.Name))
+	// An API server that has just started refuses what admission cannot judge yet: it
+	// says so while it has not read the parameters of policies, here the Tenants.
+	f.n.Until("the API server takes the newcomer", testcluster.Patience, func() bool {
+		err := testcluster.TryApplyText(f.t, f.Cluster, pod{name: "late", node: node, runtime: "runc"}.yaml(f.n.Name))
+		if err != nil {
+			f.t.Logf("not yet: %v", err)
+		}
+		return err == nil
+	})
 	f.n.Ready("late")
 	f.n.Until("the newcomer finds the Service", testcluster.Patience, func() bool {
 		return answers(f.n, "late", "http://web/hostname")

@@ -64,11 +64,20 @@ func (tn *Tenant) Apply(manifests string) {
 // ApplyText applies manifests.
 func ApplyText(t testing.TB, c *Cluster, manifests string) {
 	t.Helper()
+	if err := TryApplyText(t, c, manifests); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TryApplyText applies manifests; a refusal is the caller's to judge.
+func TryApplyText(t testing.TB, c *Cluster, manifests string) error {
+	t.Helper()
 	file := filepath.Join(t.TempDir(), "manifests.yaml")
 	if err := os.WriteFile(file, []byte(manifests), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	c.Kubectl(t, "apply", "--server-side", "--force-conflicts", "-f", file)
+	_, err := c.try(t.Context(), "apply", "--server-side", "--force-conflicts", "-f", file)
+	return err
 }
 
 // Namespace makes a Namespace of the tenant, bound to a Network. It goes with the tenant.

@@ -1,0 +1,15 @@
+package openstack
+
+import (
+	"path/filepath"
+	"testing"
+
+	"github.com/hypernetes/hypernetes/test/e2e/testcloud"
+)
+
+// TestTutorial runs the tutorial of docs/openstack.md as it is written, in the checkout.
+func TestTutorial(t *testing.T) {
+	c := testcloud.Up(t, 2)
+	root := filepath.Join("..", "..", "..")
+	c.Tutorial(t, filepath.Join(root, "docs", "openstack.md"), root, "HOME="+t.TempDir())
+}

@@ -126,7 +126,10 @@ generate: ## Write generated code anew (needs protoc: protobuf-compiler, libprot
 	@scripts/generate.sh
 
 .PHONY: test
-test: build test-deps lint unit e2e openstack-test ## Linters, unit tests, end-to-end tests, tests on a real OpenStack
+test: check openstack-test ## Everything: check, and the tests on a real OpenStack, which is installed for them
+
+.PHONY: check
+check: build test-deps lint unit e2e ## Linters, unit tests, end-to-end tests on a cluster without a cloud
 
 .PHONY: test-deps
 test-deps:

@@ -44,6 +44,7 @@ var (
 	_ controller.PortProvider    = (*Provider)(nil)
 	_ controller.StrayProvider   = (*Provider)(nil)
 	_ controller.AddressProvider = (*Provider)(nil)
+	_ controller.Collector       = (*Provider)(nil)
 	_ controller.Balancer        = (*Provider)(nil)
 )
 

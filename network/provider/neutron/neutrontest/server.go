@@ -495,6 +495,11 @@ func matches(x resource, q map[string][]string) bool {
 		switch k {
 		case "fields", "marker", "limit", "host":
 			continue
+		case "tags":
+			if !slices.Contains(x["tags"].([]any), any(want[0])) {
+				return false
+			}
+			continue
 		}
 		have := fmt.Sprint(x[k])
 		if x[k] == nil {

@@ -47,8 +47,10 @@ type Fault struct {
 	Status       int
 	Body         string
 	Header       map[string]string
-	// Hang holds the answer back until the client goes.
-	Hang bool
+	// Hang holds the answer back until the client goes, Cut ends the connection without one.
+	Hang, Cut bool
+	// Skip lets as many requests through first.
+	Skip int
 	// After lets the request take effect first: only the answer is lost.
 	After bool
 }
@@ -129,8 +131,14 @@ func (s *Server) locked(f func()) {
 // Fail makes it answer otherwise.
 func (s *Server) Fail(f Fault) { s.locked(func() { s.faults = append(s.faults, &f) }) }
 
-// Mend takes all faults away.
-func (s *Server) Mend() { s.locked(func() { s.faults = nil }) }
+// Mend takes all faults away and says whether any was left.
+func (s *Server) Mend() (left bool) {
+	s.locked(func() {
+		left = slices.ContainsFunc(s.faults, func(f *Fault) bool { return f.Times != 0 })
+		s.faults = nil
+	})
+	return left
+}
 
 // Quota bounds what a project may have of a collection.
 func (s *Server) Quota(collection string, n int) { s.locked(func() { s.quotas[collection] = n }) }
@@ -250,6 +258,10 @@ func (s *Server) fault(r *http.Request) *Fault {
 	defer s.mu.Unlock()
 	for _, f := range s.faults {
 		if f.Times != 0 && (f.Method == "" || f.Method == r.Method) && strings.Contains(r.URL.Path, f.Path) {
+			if f.Skip > 0 {
+				f.Skip--
+				continue
+			}
 			f.Times--
 			return f
 		}
@@ -286,6 +298,9 @@ func (s *Server) spoil(w http.ResponseWriter, r *http.Request, f *Fault) {
 		case <-s.quit:
 		}
 		return
+	}
+	if f.Cut {
+		panic(http.ErrAbortHandler)
 	}
 	for k, v := range f.Header {
 		w.Header().Set(k, v)

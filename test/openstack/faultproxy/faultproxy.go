@@ -30,6 +30,8 @@ type Rule struct {
 	// Each counts anew for each kind of request: method, host and path without what looks
 	// like an ID. With Times 1 every kind is spoilt once.
 	Each bool
+	// Pick says of which kinds; of all if nil.
+	Pick func(kind string) bool
 
 	// Delay is how long the request is kept.
 	Delay time.Duration
@@ -119,7 +121,7 @@ func (p *Proxy) rule(r *http.Request) (Rule, bool) {
 	kind := Kind(r)
 	p.kinds[kind]++
 	for i, x := range p.rules {
-		if x.Method != "" && x.Method != r.Method || !strings.Contains(r.Host, x.Host) || !strings.Contains(r.URL.Path, x.Path) {
+		if x.Method != "" && x.Method != r.Method || !strings.Contains(r.Host, x.Host) || !strings.Contains(r.URL.Path, x.Path) || x.Pick != nil && !x.Pick(kind) {
 			continue
 		}
 		key := ""

@@ -87,6 +87,10 @@ func TestProxy(t *testing.T) {
 	if strings.Count(got, "500") != 3 || len(p.Kinds()) != 3 || p.Kinds()["GET cloud:9696/v2.0/ports/ID"] != 2 {
 		t.Errorf("%s %v", got, p.Kinds())
 	}
+	p.Set(Rule{Status: 500, Pick: func(kind string) bool { return kind == "GET cloud:9696/v2.0/ports/ID" }})
+	if got := ask("GET", "/v2.0/ports") + ask("GET", "/v2.0/ports/"+id); strings.Count(got, "500") != 1 {
+		t.Error(got)
+	}
 	// Who goes while it is kept is no trouble.
 	p.Set(Rule{Delay: time.Hour})
 	client.Timeout = 50 * time.Millisecond

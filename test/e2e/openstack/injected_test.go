@@ -151,7 +151,13 @@ func (l life) begin(t *testing.T, before map[string]int) {
 	})
 	l.tn.Apply(join(pod(n, "a", l.c.Nodes[0], false),
 		fmt.Sprintf("apiVersion: hypernetes.io/v1alpha1\nkind: FloatingIP\nmetadata: {name: %s, namespace: %s}\nspec: {pod: {namespace: %s, name: a}}\n", l.name, l.tn.Home(), n.Name)))
-	n.Ready("a")
+	testcloud.Until(t, "the Pod is ready", func() error {
+		out, err := n.Try("get", "pod", "a", "-o", `jsonpath={.status.conditions[?(@.type=="Ready")].status}`)
+		if err != nil || out != "True" {
+			return fmt.Errorf("%q %v: %s", out, err, n.Kubectl("get", "events", "--field-selector", "involvedObject.name=a", "-o", `jsonpath={range .items[*]}{.reason} {.message}{"\n"}{end}`))
+		}
+		return nil
+	})
 	becomes(t, l.tn, "floatingip/"+l.name, "Active")
 	portOf(t, l.p, n, "a", l.c.Nodes[0])
 	ip := home(t, l.tn, "floatingip/"+l.name, ".status.address")

@@ -10,6 +10,7 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
+	"hash/fnv"
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
@@ -62,10 +63,14 @@ type Request struct{ Method, Path, User, Project string }
 type Server struct {
 	*httptest.Server
 
-	mu       sync.Mutex
-	all      map[string][]resource
-	tokens   map[string]identity
-	faults   []*Fault
+	mu     sync.Mutex
+	all    map[string][]resource
+	tokens map[string]identity
+	faults []*Fault
+	// each are those of FailEach, which failed kinds of requests have had.
+	each     []Fault
+	round    int
+	failed   map[string]bool
 	requests []Request
 	quotas   map[string]int
 	// hosts that have an L2 agent, and the vif_type it makes.
@@ -131,11 +136,45 @@ func (s *Server) locked(f func()) {
 // Fail makes it answer otherwise.
 func (s *Server) Fail(f Fault) { s.locked(func() { s.faults = append(s.faults, &f) }) }
 
+// FailEach gives every kind of request, which is its method and its path without IDs, one of
+// the faults once, and another one in another round. The faults' own Times are not looked at.
+func (s *Server) FailEach(round int, faults ...Fault) {
+	s.locked(func() { s.each, s.round, s.failed = faults, round, map[string]bool{} })
+}
+
+// Failed says how many kinds of requests FailEach has spoilt.
+func (s *Server) Failed() (n int) {
+	s.locked(func() { n = len(s.failed) })
+	return n
+}
+
+// eachFault is what FailEach gives a request, nil if it has given it already. It is locked.
+func (s *Server) eachFault(r *http.Request) *Fault {
+	if len(s.each) == 0 {
+		return nil
+	}
+	parts := strings.Split(r.URL.Path, "/")
+	for i, p := range parts {
+		if len(p) >= 32 && strings.Trim(p, "0123456789abcdef-") == "" {
+			parts[i] = "ID"
+		}
+	}
+	kind := r.Method + " " + strings.Join(parts, "/")
+	if s.failed[kind] {
+		return nil
+	}
+	s.failed[kind] = true
+	h := fnv.New32a()
+	_, _ = h.Write([]byte(kind))
+	f := s.each[(int(h.Sum32()%uint32(len(s.each)))+s.round)%len(s.each)]
+	return &f
+}
+
 // Mend takes all faults away and says whether any was left.
 func (s *Server) Mend() (left bool) {
 	s.locked(func() {
 		left = slices.ContainsFunc(s.faults, func(f *Fault) bool { return f.Times != 0 })
-		s.faults = nil
+		s.faults, s.each = nil, nil
 	})
 	return left
 }
@@ -266,7 +305,7 @@ func (s *Server) fault(r *http.Request) *Fault {
 			return f
 		}
 	}
-	return nil
+	return s.eachFault(r)
 }
 
 // ServeHTTP implements http.Handler.

@@ -36,6 +36,8 @@ func TestOpenStackFlags(t *testing.T) {
 		"first":             {nil, []string{"--openstack-cloud-config", file, "--openstack-cloud=service"}, &settings.OpenStack{CloudConfig: file, Cloud: "service"}, ""},
 		"kept":              {&had, nil, &had, ""},
 		"networks":          {&had, []string{"--network-provider=neutron", "--openstack-external-network=public"}, &settings.OpenStack{CloudConfig: file, Cloud: "service", KeystoneTenants: "tag=h8s", Networks: "neutron", External: "public"}, ""},
+		"octavia":           {&had, []string{"--octavia-provider=ovn"}, &settings.OpenStack{CloudConfig: file, Cloud: "service", KeystoneTenants: "tag=h8s", Octavia: "ovn"}, ""},
+		"octavia's spaces":  {&had, []string{"--octavia-provider=o vn"}, nil, "octavia-provider"},
 		"removed":           {&had, []string{"--openstack-cloud-config=", "--openstack-cloud="}, nil, ""},
 		"builtin alone":     {nil, []string{"--network-provider=builtin"}, nil, ""},
 		"neutron alone":     {nil, []string{"--network-provider=neutron"}, nil, "--openstack-cloud-config"},

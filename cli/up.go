@@ -62,6 +62,7 @@ func (o *nodeOptions) addOpenStack(f *pflag.FlagSet) {
 	f.StringVar(&o.openStack.Networks, "network-provider", settings.Builtin, "who carries Networks that name nobody: builtin, or neutron of the OpenStack cloud")
 	f.StringVar(&o.openStack.External, "openstack-external-network", "", "name or ID of the cloud's network that routers lead to and floating IPs are of; the only one if empty")
 	f.StringVar(&o.openStack.Profile, "openstack-profile", "full", "full: the cluster's user has the role admin; least: a role in each tenant's project")
+	f.StringVar(&o.openStack.Octavia, "octavia-provider", "", "provider that Octavia makes load balancers with, such as amphora or ovn; its default if empty")
 	f.StringSliceVar(&o.reserved, "reserve-cidr", nil, "network that no tenant may use, such as that of OpenStack's APIs; may be repeated")
 }
 
@@ -82,6 +83,7 @@ func (o *nodeOptions) mergeOpenStack(s *settings.Node, f *pflag.FlagSet) error {
 		"network-provider":           {&cloud.Networks, &o.openStack.Networks},
 		"openstack-external-network": {&cloud.External, &o.openStack.External},
 		"openstack-profile":          {&cloud.Profile, &o.openStack.Profile},
+		"octavia-provider":           {&cloud.Octavia, &o.openStack.Octavia},
 	} {
 		if f.Changed(name) {
 			*field.to, changed = *field.from, true

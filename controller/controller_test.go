@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net/http"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -243,7 +244,7 @@ func (c *cluster) says(o client.Object, conditions func() []metav1.Condition, ki
 	})
 }
 
-func (c *cluster) event(o client.Object, reason string) {
+func (c *cluster) event(o client.Object, reason string, texts ...string) {
 	c.t.Helper()
 	c.eventually("event "+reason, func() error {
 		list := &eventsv1.EventList{}
@@ -251,11 +252,11 @@ func (c *cluster) event(o client.Object, reason string) {
 			return err
 		}
 		for _, e := range list.Items {
-			if e.Regarding.Name == o.GetName() && e.Reason == reason {
+			if e.Regarding.Name == o.GetName() && e.Reason == reason && !slices.ContainsFunc(texts, func(text string) bool { return !strings.Contains(e.Note, text) }) {
 				return nil
 			}
 		}
-		return fmt.Errorf("none of %s", o.GetName())
+		return fmt.Errorf("none of %s that says %q", o.GetName(), texts)
 	})
 }
 

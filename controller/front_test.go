@@ -206,6 +206,20 @@ func TestFront(t *testing.T) {
 		}
 		return nil
 	})
+	// A node that Neutron cannot bind to is left for another, and it is said why.
+	ready("n1", corev1.ConditionUnknown)
+	ready("n3", corev1.ConditionTrue) // without an agent
+	ready("n2", corev1.ConditionUnknown)
+	unbound := serviceOf("web", "unbound")
+	c.create(unbound)
+	c.event(unbound, v1alpha1.ReasonBindingFailed)
+	ready("n2", corev1.ConditionTrue)
+	bound("n2")
+	leads(address(unbound, "172.24.4."))
+	c.event(unbound, v1alpha1.ReasonBindingFailed, "clients cannot come in by node n3, node n2 is tried: Neutron cannot bind port", "no L2 agent on a host of that name")
+	c.delete(unbound)
+	c.gone(unbound)
+	nothing()
 	// Where there is an AddressPool, who says nothing is of that.
 	c.pool(poolOf("p", 0, nil, "203.0.113.0/29"))
 	pooled := serviceOf("web", "pooled")

@@ -156,6 +156,23 @@ func TestLive(t *testing.T) {
 			}
 			return nil
 		})
+		// Without a class it is Octavia's too.
+		plain := serviceOf("web", "plain")
+		plain.Annotations = map[string]string{octavia.AnnotationInternal: "true"}
+		c.create(plain)
+		c.eventually("address of one without a class", func() error {
+			if err := c.get(plain); err != nil || len(plain.Status.LoadBalancer.Ingress) != 1 {
+				return fmt.Errorf("%v %+v", err, plain.Status)
+			}
+			for _, b := range listOf(t, lb, "loadbalancers", nil) {
+				if d, _ := b["description"].(string); strings.Contains(d, string(plain.UID)) {
+					return nil
+				}
+			}
+			return fmt.Errorf("no load balancer of Octavia's")
+		})
+		c.delete(plain)
+		c.gone(plain)
 		c.delete(s)
 		c.gone(s)
 		for _, b := range listOf(t, lb, "loadbalancers", nil) {

@@ -90,15 +90,14 @@ func (o *Networks) providers(ctx context.Context, m ctrl.Manager, claims claim.S
 	}
 	projects := projectOf(m.GetClient())
 	theirs := neutron.New(neutron.Options{Cloud: c, Cluster: uid, Projects: projects, External: o.External, Limits: limits})
-	if err := octavia.Setup(m, octavia.Options{
-		Cloud: c, Addresses: theirs, Cluster: uid, Projects: projects, Provider: o.Octavia, Resync: o.Resync, Poll: o.Poll,
-	}); err != nil {
-		return nil, err
-	}
+	all := []network.Provider{own, theirs}
 	if o.Default == provider.Neutron {
-		return []network.Provider{theirs, own}, nil
+		all = []network.Provider{theirs, own}
 	}
-	return []network.Provider{own, theirs}, nil
+	return all, octavia.Setup(m, octavia.Options{
+		Cloud: c, Addresses: theirs, Unclassed: network.NewCloud(m, network.Options{Providers: all, Claims: claims}),
+		Cluster: uid, Projects: projects, Provider: o.Octavia, Resync: o.Resync, Poll: o.Poll,
+	})
 }
 
 // projectOf finds a tenant's project.

@@ -145,6 +145,44 @@ func TestOctavia(t *testing.T) {
 	c.event(foreign, "NoNetwork")
 	c.delete(foreign)
 	c.gone(foreign)
+	// Without a class, as there is no AddressPool: it is Octavia's, and stays that when there is
+	// one.
+	plain := serviceOf("web", "plain")
+	c.create(plain)
+	c.eventually("one without a class", func() error {
+		if err := c.get(plain); err != nil || len(plain.Status.LoadBalancer.Ingress) != 1 || !strings.HasPrefix(plain.Status.LoadBalancer.Ingress[0].IP, "172.24.4.") || len(cloud.Get("loadbalancers", nil)) != 2 {
+			return fmt.Errorf("%v %+v", err, plain.Status)
+		}
+		return nil
+	})
+	if len(cloud.Get("ports", func(r map[string]any) bool { return r["device_owner"] == "hypernetes:vip" })) > 0 {
+		t.Error("it has a port of its own too")
+	}
+	was = cloud.Get("loadbalancers", nil)[1]["id"]
+	c.pool(poolOf("p", 0, nil, "203.0.113.0/29"))
+	pooled := serviceOf("web", "pooled")
+	c.create(pooled)
+	c.eventually("one of the AddressPool", func() error {
+		if err := c.get(pooled); err != nil || len(pooled.Status.LoadBalancer.Ingress) != 1 || !strings.HasPrefix(pooled.Status.LoadBalancer.Ingress[0].IP, "203.0.113.") {
+			return fmt.Errorf("%v %+v", err, pooled.Status)
+		}
+		return nil
+	})
+	c.update(plain, func() { plain.Spec.Ports = plain.Spec.Ports[:1] })
+	c.eventually("its listeners", func() error {
+		all := cloud.Get("listeners", func(r map[string]any) bool { return r["loadbalancer"] == was })
+		if err := c.get(plain); err != nil || len(all) != 1 || !strings.HasPrefix(plain.Status.LoadBalancer.Ingress[0].IP, "172.24.4.") {
+			return fmt.Errorf("%v %v %+v", err, all, plain.Status)
+		}
+		return nil
+	})
+	c.delete(plain)
+	c.gone(plain)
+	c.delete(pooled)
+	c.gone(pooled)
+	if left := cloud.Get("loadbalancers", func(r map[string]any) bool { return r["id"] == was }); len(left) > 0 {
+		t.Errorf("left: %v", left)
+	}
 	// Who may edit a Service may take its finalizer away: what is left is found.
 	c.update(s, func() { delete(s.Annotations, octavia.AnnotationInternal) })
 	c.eventually("floating IP again", func() error {

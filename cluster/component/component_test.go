@@ -40,7 +40,7 @@ func TestGolden(t *testing.T) {
 	agent := input(t)
 	agent.Settings.Role, agent.Settings.Server, agent.Settings.NodeIP = settings.Agent, "https://100.64.0.1:6443", "100.64.0.2"
 	cloud := input(t)
-	cloud.Settings.OpenStack = &settings.OpenStack{CloudConfig: "/etc/openstack/clouds.yaml", Cloud: "service", KeystoneTenants: "tag=hypernetes", Networks: settings.Neutron, External: "public", Profile: "least"}
+	cloud.Settings.OpenStack = &settings.OpenStack{CloudConfig: "/etc/openstack/clouds.yaml", Cloud: "service", KeystoneTenants: "tag=hypernetes", Networks: settings.Neutron, External: "public", Profile: "least", Octavia: "ovn"}
 	cloud.Settings.Reserved = []string{"10.250.0.0/24"}
 	for prefix, in := range map[string]Input{"": input(t), "agent-": agent, "openstack-": cloud} {
 		for _, c := range All(in) {

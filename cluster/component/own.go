@@ -54,6 +54,7 @@ func controller(in Input) Component {
 			"--default-provider="+cmp.Or(o.Networks, settings.Builtin),
 			"--openstack-external-network="+o.External,
 			"--openstack-profile="+cmp.Or(o.Profile, "full"),
+			"--octavia-provider="+o.Octavia,
 		)
 	}
 	return c

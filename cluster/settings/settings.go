@@ -110,10 +110,11 @@ type OpenStack struct {
 	KeystoneTenants string `json:"keystoneTenants,omitempty"`
 	// Networks says who carries Networks that name nobody: Builtin, also if empty, or Neutron.
 	Networks string `json:"networks,omitempty"`
-	// External and Profile are h8s-controller's --openstack-external-network and
-	// --openstack-profile.
+	// External, Profile and Octavia are h8s-controller's --openstack-external-network,
+	// --openstack-profile and --octavia-provider.
 	External string `json:"external,omitempty"`
 	Profile  string `json:"profile,omitempty"`
+	Octavia  string `json:"octavia,omitempty"`
 }
 
 // Providers of Networks, as h8s-controller calls them.
@@ -135,6 +136,8 @@ func (o OpenStack) validate() error {
 		return fmt.Errorf("network-provider %q: want %s or %s: %w", o.Networks, Builtin, Neutron, errdefs.ErrInvalidArgument)
 	case o.Profile != "" && o.Profile != "full" && o.Profile != "least":
 		return fmt.Errorf("openstack-profile %q: want full or least: %w", o.Profile, errdefs.ErrInvalidArgument)
+	case strings.ContainsFunc(o.Octavia, func(r rune) bool { return r <= ' ' || r > '~' }):
+		return fmt.Errorf("octavia-provider %q: want the name of a provider, as `openstack loadbalancer provider list` has it: %w", o.Octavia, errdefs.ErrInvalidArgument)
 	}
 	return nil
 }

@@ -105,6 +105,8 @@ func TestOpenStack(t *testing.T) {
 		"networks":     {func(n *Node) { n.OpenStack.Networks, n.OpenStack.Profile = Neutron, "least" }, true},
 		"no provider":  {func(n *Node) { n.OpenStack.Networks = "calico" }, false},
 		"no profile":   {func(n *Node) { n.OpenStack.Profile = "root" }, false},
+		"octavia":      {func(n *Node) { n.OpenStack.Octavia = "ovn" }, true},
+		"no name":      {func(n *Node) { n.OpenStack.Octavia = "o vn" }, false},
 		"reserved":     {func(n *Node) { n.Reserved = []string{"10.250.0.0/24", "fd00::/64"} }, true},
 		"host bits":    {func(n *Node) { n.Reserved = []string{"10.250.0.1/24"} }, false},
 		"no range":     {func(n *Node) { n.Reserved = []string{"10.250"} }, false},

@@ -72,6 +72,18 @@ type AddressProvider interface {
 	ReleaseAddress(ctx context.Context, f *v1alpha1.FloatingIP) error
 }
 
+// Collector is a Provider that finds again what it made, whatever has become of whom it
+// made it for.
+type Collector interface {
+	Provider
+	// Made lists what this cluster made in a tenant's project, in the order in which it can
+	// be removed. Of no tenant ("") it lists what the cloud tells of all projects, which may
+	// be nothing.
+	Made(ctx context.Context, tenant string) ([]provider.Resource, error)
+	// Unmake removes one, if it still is what Made said; of the same tenant.
+	Unmake(ctx context.Context, tenant string, x provider.Resource) error
+}
+
 // Balancer is a Provider that knows whether its cloud has load balancers of its own.
 type Balancer interface {
 	Balances(ctx context.Context, tenant string) (bool, error)
@@ -91,6 +103,9 @@ type Options struct {
 	Sweep time.Duration
 	// Resync is how often what others may change at a provider is compared.
 	Resync time.Duration
+	// Leftovers is how often what providers made for objects that are gone is looked for. It
+	// is removed when it is found for the second time.
+	Leftovers time.Duration
 	// Poll is how often a Port that is about to be wired is looked at.
 	Poll time.Duration
 }
@@ -107,6 +122,9 @@ func (o *Options) defaults(m manager.Manager) {
 	}
 	if o.Resync == 0 {
 		o.Resync = time.Minute
+	}
+	if o.Leftovers == 0 {
+		o.Leftovers = 5 * o.Resync
 	}
 	if o.Poll == 0 {
 		o.Poll = 500 * time.Millisecond
@@ -133,6 +151,9 @@ func Setup(ctx context.Context, m manager.Manager, o Options) error {
 		if err := setup(m); err != nil {
 			return err
 		}
+	}
+	if err := m.Add(&leftovers{base: base}); err != nil {
+		return err
 	}
 	return m.Add(&sweeper{base})
 }

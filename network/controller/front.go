@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"maps"
 	"math/rand/v2"
 	"net/netip"
 	"slices"
@@ -46,6 +47,9 @@ const (
 	FrontClass = "hypernetes.io/neutron"
 	// FinalizerFront keeps a Service until these are gone.
 	FinalizerFront = "hypernetes.io/vip"
+	// FinalizerBalancer keeps a Service until the cloud's load balancer is gone (package
+	// octavia): one without a class that has it is the cloud's.
+	FinalizerBalancer = "hypernetes.io/octavia"
 	// AnnotationInternal "true" asks for no floating IP.
 	AnnotationInternal = "hypernetes.io/internal-load-balancer"
 
@@ -54,6 +58,8 @@ const (
 	annotationFloating = "hypernetes.io/floating-ip"
 	// claimAttempts bounds how many addresses are tried that others turn out to have.
 	claimAttempts = 16
+	// unbindableFor is how many resyncs a node that could not be bound to is left alone.
+	unbindableFor = 5
 )
 
 var _ reconcile.Reconciler = (*fronts)(nil)
@@ -64,9 +70,13 @@ var _ reconcile.Reconciler = (*fronts)(nil)
 type fronts struct {
 	base
 	failures workqueue.TypedRateLimiter[reconcile.Request]
+	// unbindable are the nodes that the provider could not bind a Service's Port to, by UID,
+	// and when. A controller that restarts tries them anew.
+	unbindable map[types.UID]map[string]time.Time
 }
 
 func (r *fronts) setup(m manager.Manager) error {
+	r.unbindable = map[types.UID]map[string]time.Time{}
 	r.failures = workqueue.NewTypedItemExponentialFailureRateLimiter[reconcile.Request](r.o.Poll, time.Minute)
 	which := func(ctx context.Context, f func(*corev1.Service) bool, opts ...client.ListOption) []reconcile.Request {
 		list := &corev1.ServiceList{}
@@ -112,6 +122,10 @@ func (r *fronts) setup(m manager.Manager) error {
 		Watches(&v1alpha1.Network{}, handler.EnqueueRequestsFromMapFunc(func(ctx context.Context, _ client.Object) []reconcile.Request {
 			return which(ctx, waiting)
 		})).
+		// Who waits for an address of a pool that is gone need not.
+		Watches(&v1alpha1.AddressPool{}, handler.EnqueueRequestsFromMapFunc(func(ctx context.Context, _ client.Object) []reconcile.Request {
+			return which(ctx, waiting)
+		}), builder.WithPredicates(lifeOnly)).
 		Complete(r)
 }
 
@@ -136,49 +150,83 @@ func (b base) networkOf(ctx context.Context, s *corev1.Service) (*v1alpha1.Netwo
 	return n, err
 }
 
-// atProvider says whether a Service has its address in its Network: its class says so, or
-// there is none, it has none of an AddressPool and can have none, and the Network is of a
-// provider whose cloud does not balance by itself. Once it has, it stays.
-func (b base) atProvider(ctx context.Context, s *corev1.Service) (*v1alpha1.Network, bool, error) {
+// who balances for a Service.
+type who int
+
+const (
+	// byPool is that its address is of an AddressPool, and nodes announce it.
+	byPool who = iota
+	// byPort is that it has a Port of its own.
+	byPort
+	// byCloud is that the provider's cloud has load balancers.
+	byCloud
+)
+
+// balancer says who balances for a Service that fronts may be asked for: its class says so.
+// Where there is none, it has none of an AddressPool and can have none, and the Network is
+// of a provider with addresses, it is the cloud if that balances by itself, and a Port of
+// its own otherwise. Once it has one of these, it stays.
+func (b base) balancer(ctx context.Context, s *corev1.Service) (*v1alpha1.Network, who, error) {
 	if !mayFront(s) {
-		return nil, false, nil
+		return nil, byPool, nil
 	}
 	n, err := b.networkOf(ctx, s)
 	if s.Spec.LoadBalancerClass != nil {
-		return n, true, err
+		return n, byPort, err
 	}
 	if errdefs.IsUnavailable(err) || apierrors.IsNotFound(err) || n == nil {
-		return nil, false, nil // who else looks at it says so
+		return nil, byPool, nil // who else looks at it says so
 	} else if err != nil {
-		return nil, false, err
+		return nil, byPool, err
+	}
+	if controllerutil.ContainsFinalizer(s, FinalizerBalancer) {
+		return n, byCloud, nil
 	}
 	if _, ok := b.portProvider(n); !ok || b.addressProviderOf(n.Status.Provider) == nil || s.Annotations[AnnotationPool] != "" {
-		return n, false, nil
+		return n, byPool, nil
 	}
 	have, err := b.portsOfService(ctx, b.client, client.ObjectKeyFromObject(s))
 	if err != nil || slices.ContainsFunc(have, func(p v1alpha1.Port) bool { return p.Spec.Service.UID == string(s.UID) }) {
-		return n, err == nil, err
+		return n, byPort, err
 	}
 	cached := b.o.Claims
 	cached.Reader = b.client
 	owned, err := cached.Owned(ctx, claim.Address, claim.OwnerOf(claim.KindService, s))
 	if err != nil || len(owned) > 0 {
-		return n, false, err
+		return n, byPool, err
 	}
 	pools := &v1alpha1.AddressPoolList{}
 	if err := b.client.List(ctx, pools); err != nil {
-		return n, false, err
+		return n, byPool, err
 	}
 	if slices.ContainsFunc(pools.Items, func(p v1alpha1.AddressPool) bool { return usable(&p, n.Status.Tenant) }) {
-		return n, false, nil
+		return n, byPool, nil
 	}
 	for _, p := range b.o.Providers {
 		if x, ok := p.(Balancer); ok && p.Name() == n.Status.Provider {
 			balances, err := x.Balances(ctx, n.Status.Tenant)
-			return n, err == nil && !balances, err
+			if err == nil && balances {
+				return n, byCloud, nil
+			}
+			return n, byPort, err
 		}
 	}
-	return n, false, nil
+	return n, byPool, nil
+}
+
+// Cloud tells which Services without a class have a load balancer of the cloud's.
+type Cloud struct{ base }
+
+// NewCloud asks as the reconcilers of Setup do, which must be there by the time it is asked.
+func NewCloud(m manager.Manager, o Options) *Cloud {
+	o.defaults(m)
+	return &Cloud{base{client: m.GetClient(), live: m.GetAPIReader(), o: o}}
+}
+
+// Balances says whether s, which names no class, is the cloud's to balance for.
+func (c *Cloud) Balances(ctx context.Context, s *corev1.Service) (bool, error) {
+	_, by, err := c.balancer(ctx, s)
+	return err == nil && by == byCloud, err
 }
 
 // portsOfService are the Ports of Services of a name.
@@ -232,9 +280,11 @@ func (r *fronts) Reconcile(ctx context.Context, req reconcile.Request) (reconcil
 	var n *v1alpha1.Network
 	mine := false
 	if there {
-		if n, mine, err = r.atProvider(ctx, s); err != nil {
+		by := byPool
+		if n, by, err = r.balancer(ctx, s); err != nil {
 			return r.fail(ctx, req, s, err)
 		}
+		mine = by == byPort
 	}
 	// What Services of this name before it left, or it itself before it said otherwise.
 	for i := range ports {
@@ -471,6 +521,18 @@ func (r *fronts) ensure(ctx context.Context, s *corev1.Service, n *v1alpha1.Netw
 			}
 			return nil, errNotYet
 		}
+		if c.Reason == v1alpha1.ReasonBindingFailed {
+			if node := r.another(s, p, may); node != "" {
+				was := p.Spec.Node
+				p.Spec.Node = node
+				if err := r.client.Update(ctx, p); err != nil {
+					return nil, err
+				}
+				r.note(s, corev1.EventTypeWarning, c.Reason, "Move", "clients cannot come in by node %s, node %s is tried: %s", was, node, c.Message)
+				log.FromContext(ctx).Info("port of a Service cannot be bound", "port", p.Name, "from", was, "to", node)
+				return nil, errNotYet
+			}
+		}
 		return nil, refuse(c.Reason, "Port %s: %s", p.Name, c.Message)
 	}
 	if p.Status.ProviderPortID == "" {
@@ -524,6 +586,28 @@ func (r *fronts) ensure(ctx context.Context, s *corev1.Service, n *v1alpha1.Netw
 	}
 	return append([]netip.Addr{a}, out...), nil
 }
+
+// another is a node to try after the one that a Service's Port could not be bound to; none
+// if all were tried not long ago.
+func (r *fronts) another(s *corev1.Service, p *v1alpha1.Port, may []string) string {
+	tried := r.unbindable[s.UID]
+	if tried == nil {
+		tried = map[string]time.Time{}
+		for uid, nodes := range r.unbindable { // of Services that are gone
+			if !slices.ContainsFunc(slices.Collect(maps.Values(nodes)), r.lately) {
+				delete(r.unbindable, uid)
+			}
+		}
+		r.unbindable[s.UID] = tried
+	}
+	if !r.lately(tried[p.Spec.Node]) {
+		tried[p.Spec.Node] = time.Now()
+	}
+	return announcer.Winner(p.Spec.Addresses[0], slices.DeleteFunc(slices.Clone(may), func(n string) bool { return r.lately(tried[n]) }))
+}
+
+// lately says whether a node that could not be bound to is not to be tried again yet.
+func (r *fronts) lately(t time.Time) bool { return time.Since(t) < unbindableFor*r.o.Resync }
 
 // inside takes the floating IP away.
 func (r *fronts) inside(ctx context.Context, ap AddressProvider, p *v1alpha1.Port, f *v1alpha1.FloatingIP) error {

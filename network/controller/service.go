@@ -103,7 +103,7 @@ func (r *services) Reconcile(ctx context.Context, req reconcile.Request) (reconc
 		return reconcile.Result{}, err
 	}
 	if err == nil && ours(s) && s.Spec.LoadBalancerClass == nil {
-		if _, at, err := r.atProvider(ctx, s); err != nil || at {
+		if _, by, err := r.balancer(ctx, s); err != nil || by != byPool {
 			return reconcile.Result{}, err
 		}
 	}

@@ -8,6 +8,8 @@ import (
 	"fmt"
 	"time"
 
+	"k8s.io/apimachinery/pkg/types"
+
 	v1alpha1 "github.com/hypernetes/hypernetes/api/hypernetes/v1alpha1"
 )
 
@@ -54,6 +56,14 @@ type AddressState struct {
 	ID, Pool, Address string
 	// Repaired as in State.
 	Repaired string
+}
+
+// Resource is one that a provider made, and the object that it made it for.
+type Resource struct {
+	// Kind, ID and Project as the provider has them.
+	Kind, ID, Project string
+	// Owner is the object's UID.
+	Owner types.UID
 }
 
 // Fault is an error with a reason in one word, for conditions and events. Its class is the

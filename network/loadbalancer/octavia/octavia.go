@@ -1,5 +1,6 @@
-// Package octavia owns Services of class hypernetes.io/octavia: a load balancer of the
-// cloud in the Service's Network, whose members are the Pods, with a floating IP before it.
+// Package octavia owns Services of class hypernetes.io/octavia, and those without a class
+// that nobody else balances for: a load balancer of the cloud in the Service's Network,
+// whose members are the Pods, with a floating IP before it.
 //
 // It is found by the mark in its description, which is there from the moment it is made,
 // and in the tenant's project only: nothing that a tenant may write on a Service is
@@ -32,7 +33,7 @@ import (
 	"k8s.io/client-go/util/workqueue"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/client"
-	"sigs.k8s.io/controller-runtime/pkg/controller"
+	ctrlcontroller "sigs.k8s.io/controller-runtime/pkg/controller"
 	"sigs.k8s.io/controller-runtime/pkg/controller/controllerutil"
 	"sigs.k8s.io/controller-runtime/pkg/handler"
 	"sigs.k8s.io/controller-runtime/pkg/log"
@@ -42,6 +43,7 @@ import (
 	v1alpha1 "github.com/hypernetes/hypernetes/api/hypernetes/v1alpha1"
 	"github.com/hypernetes/hypernetes/identity/binding"
 	"github.com/hypernetes/hypernetes/network/claim"
+	"github.com/hypernetes/hypernetes/network/controller"
 	"github.com/hypernetes/hypernetes/network/openstack"
 	"github.com/hypernetes/hypernetes/network/provider"
 )
@@ -51,7 +53,7 @@ const (
 	// Class selects us.
 	Class = "hypernetes.io/octavia"
 	// Finalizer keeps a Service until its load balancer is gone.
-	Finalizer = "hypernetes.io/octavia"
+	Finalizer = controller.FinalizerBalancer
 	// AnnotationInternal "true" asks for no floating IP.
 	AnnotationInternal = "hypernetes.io/internal-load-balancer"
 )
@@ -62,10 +64,16 @@ type Addresses interface {
 	ReleaseAddress(ctx context.Context, f *v1alpha1.FloatingIP) error
 }
 
+// Unclassed says which Services without a class are ours.
+type Unclassed interface {
+	Balances(ctx context.Context, s *corev1.Service) (bool, error)
+}
+
 // Options of Setup.
 type Options struct {
 	Cloud     *openstack.Cloud
 	Addresses Addresses
+	Unclassed Unclassed
 	// Cluster and Projects as package neutron has them.
 	Cluster  string
 	Projects func(ctx context.Context, tenant string) (string, error)
@@ -151,24 +159,34 @@ func Setup(m manager.Manager, o Options) error {
 	if err := m.Add(r); err != nil {
 		return err
 	}
+	which := func(ctx context.Context, f func(*corev1.Service) bool, opts ...client.ListOption) []reconcile.Request {
+		list := &corev1.ServiceList{}
+		if err := r.client.List(ctx, list, opts...); err != nil {
+			return nil
+		}
+		var all []reconcile.Request
+		for i := range list.Items {
+			if s := &list.Items[i]; f(s) {
+				all = append(all, named(s.Namespace, s.Name)...)
+			}
+		}
+		return all
+	}
+	waiting := func(s *corev1.Service) bool { return unclassed(s) && len(s.Status.LoadBalancer.Ingress) == 0 }
 	return ctrl.NewControllerManagedBy(m).Named("octavia").
-		WithOptions(controller.Options{MaxConcurrentReconciles: 4}).
+		WithOptions(ctrlcontroller.Options{MaxConcurrentReconciles: 4}).
 		For(&corev1.Service{}).
 		Watches(&discoveryv1.EndpointSlice{}, handler.EnqueueRequestsFromMapFunc(func(_ context.Context, o client.Object) []reconcile.Request {
 			return named(o.GetNamespace(), o.GetLabels()[discoveryv1.LabelServiceName])
 		})).
 		Watches(&v1alpha1.TenantNamespace{}, handler.EnqueueRequestsFromMapFunc(func(ctx context.Context, o client.Object) []reconcile.Request {
-			list := &corev1.ServiceList{}
-			if err := r.client.List(ctx, list, client.InNamespace(o.GetName())); err != nil {
-				return nil
-			}
-			var all []reconcile.Request
-			for i := range list.Items {
-				if s := &list.Items[i]; ours(s) {
-					all = append(all, named(s.Namespace, s.Name)...)
-				}
-			}
-			return all
+			return which(ctx, func(s *corev1.Service) bool { return ours(s) || unclassed(s) }, client.InNamespace(o.GetName()))
+		})).
+		Watches(&v1alpha1.Network{}, handler.EnqueueRequestsFromMapFunc(func(ctx context.Context, _ client.Object) []reconcile.Request {
+			return which(ctx, waiting)
+		})).
+		Watches(&v1alpha1.AddressPool{}, handler.EnqueueRequestsFromMapFunc(func(ctx context.Context, _ client.Object) []reconcile.Request {
+			return which(ctx, waiting)
 		})).
 		Complete(r)
 }
@@ -177,6 +195,11 @@ func Setup(m manager.Manager, o Options) error {
 func ours(s *corev1.Service) bool {
 	return s.Spec.Type == corev1.ServiceTypeLoadBalancer && s.DeletionTimestamp.IsZero() &&
 		s.Spec.LoadBalancerClass != nil && *s.Spec.LoadBalancerClass == Class
+}
+
+// unclassed says whether a Service wants a load balancer of whoever gives one.
+func unclassed(s *corev1.Service) bool {
+	return s.Spec.Type == corev1.ServiceTypeLoadBalancer && s.DeletionTimestamp.IsZero() && s.Spec.LoadBalancerClass == nil
 }
 
 func refuse(reason, format string, args ...any) error {
@@ -195,6 +218,14 @@ func (r *reconciler) Reconcile(ctx context.Context, req reconcile.Request) (reco
 		return reconcile.Result{}, client.IgnoreNotFound(err)
 	}
 	mine := ours(s)
+	if unclassed(s) {
+		var err error
+		if mine, err = r.o.Unclassed.Balances(ctx, s); ctx.Err() != nil {
+			return reconcile.Result{}, ctx.Err()
+		} else if err != nil { // who else looks at it says why
+			return reconcile.Result{RequeueAfter: max(r.failures.When(req), provider.RetryAfter(err))}, nil
+		}
+	}
 	if !mine && !controllerutil.ContainsFinalizer(s, Finalizer) {
 		return reconcile.Result{}, nil
 	}

@@ -29,29 +29,35 @@ const sweepEvery = 5
 func (r *reconciler) NeedLeaderElection() bool { return true }
 
 // Start implements manager.Runnable: it looks for load balancers of Services that are gone
-// and told nobody, as who may edit a Service may take its finalizer away.
+// and told nobody, as who may edit a Service may take its finalizer away. It removes those
+// that it finds for the second time.
 func (r *reconciler) Start(ctx context.Context) error {
+	seen := map[string]bool{}
 	for {
+		list := &v1alpha1.TenantList{}
+		now := map[string]bool{}
+		if err := r.client.List(ctx, list); err != nil {
+			now = seen
+		}
+		for i := range list.Items {
+			if t := &list.Items[i]; t.Spec.Keystone != nil {
+				if err := r.sweep(ctx, t.Name, seen, now); err != nil && ctx.Err() == nil {
+					log.FromContext(ctx).V(1).Info("load balancers that are left over could not be looked for", "tenant", t.Name, "reason", err.Error())
+				}
+			}
+		}
+		seen = now
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-time.After(wait.Jitter(sweepEvery*r.o.Resync, 0.2)):
 		}
-		list := &v1alpha1.TenantList{}
-		if err := r.client.List(ctx, list); err != nil {
-			continue
-		}
-		for i := range list.Items {
-			if t := &list.Items[i]; t.Spec.Keystone != nil {
-				if err := r.sweep(ctx, t.Name); err != nil && ctx.Err() == nil {
-					log.FromContext(ctx).V(1).Info("load balancers that are left over could not be looked for", "tenant", t.Name, "reason", err.Error())
-				}
-			}
-		}
 	}
 }
 
-func (r *reconciler) sweep(ctx context.Context, tenant string) error {
+// sweep looks at one tenant's. seen are those found the last time, now becomes those found
+// this time.
+func (r *reconciler) sweep(ctx context.Context, tenant string, seen, now map[string]bool) error {
 	c, project, err := r.cloud(ctx, tenant)
 	if err != nil {
 		return err
@@ -74,6 +80,9 @@ func (r *reconciler) sweep(ctx context.Context, tenant string) error {
 	for _, b := range all {
 		uid := types.UID(strings.TrimPrefix(b.Description, r.mark("")))
 		if slices.ContainsFunc(services.Items, func(s corev1.Service) bool { return s.UID == uid }) {
+			continue
+		}
+		if now[b.ID] = true; !seen[b.ID] {
 			continue
 		}
 		log.FromContext(ctx).Info("load balancer of a Service that is gone", "tenant", tenant, "loadbalancer", b.ID)

@@ -161,7 +161,7 @@ func refusedAddress(err error, address, external string) error {
 		return provider.Faultf("TargetTaken", "the target has another floating IP at Neutron: take that away, or choose another target: %w", err)
 	case kind == "OverQuota":
 		return err
-	case errdefs.IsAlreadyExists(err), errdefs.IsConflict(err):
+	case errdefs.IsAlreadyExists(err), errdefs.IsConflict(err) && address != "":
 		return provider.Faultf("AddressInUse", "address: %s is taken at Neutron: ask for another, or for none: %w", address, err)
 	case kind == "InvalidIpForNetwork", kind == "InvalidIpForSubnet":
 		return provider.Faultf("AddressNotInPool", "address: %s is not in the external network %s: %w", address, external, err)

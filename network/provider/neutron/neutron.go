@@ -44,6 +44,7 @@ var (
 	_ controller.PortProvider    = (*Provider)(nil)
 	_ controller.StrayProvider   = (*Provider)(nil)
 	_ controller.AddressProvider = (*Provider)(nil)
+	_ controller.Collector       = (*Provider)(nil)
 	_ controller.Balancer        = (*Provider)(nil)
 )
 
@@ -397,7 +398,7 @@ func do(ctx context.Context, c *openstack.Client, x step, s *sight) error {
 	case rules:
 		var n *rule
 		n, err = put[rule](ctx, c, x.Kind, "", x.Body)
-		if errdefs.IsConflict(err) { // there already
+		if openstack.TypeOf(err) == "SecurityGroupRuleExists" {
 			n, err = &rule{Direction: x.Body["direction"].(string), Family: x.Body["ethertype"].(string)}, nil
 		}
 		if err == nil {
@@ -555,6 +556,9 @@ func releaseNetwork(ctx context.Context, c *openstack.Client, id string) error {
 		if x.Network == id && len(users) < 8 {
 			users = append(users, fmt.Sprintf("port %s (%s of %q)", x.ID, cmp.Or(x.DeviceOwner, "nobody"), x.DeviceID))
 		}
+	}
+	if len(users) == 0 {
+		return err // gone meanwhile, or something else is in the way
 	}
 	return provider.Faultf("NetworkInUse", "others use the network: %s: delete these first: %w", strings.Join(users, ", "), err)
 }

@@ -253,6 +253,7 @@ func suite(t *testing.T, make func(*testing.T) *world) {
 			t.Run("drift", func(t *testing.T) { testDrift(t, make(t), profile) })
 			t.Run("ports", func(t *testing.T) { testPorts(t, make(t), profile) })
 			t.Run("addresses", func(t *testing.T) { testAddresses(t, make(t), profile) })
+			t.Run("leftovers", func(t *testing.T) { testLeftovers(t, make(t), profile) })
 			t.Run("tenants", func(t *testing.T) { testTenants(t, make(t), profile) })
 		})
 	}

@@ -19,7 +19,11 @@ import (
 // there. Deleting them leaves nothing.
 func TestSeeds(t *testing.T) {
 	c := testcloud.Up(t, 2)
-	p := c.Project(t)
+	seeds(t, c, c.Project(t))
+}
+
+func seeds(t *testing.T, c *testcloud.Cloud, p *testcloud.Project) {
+	t.Helper()
 	user := c.CloudsYAML(t, map[string]map[string]string{"user": p.User("member").Auth()})
 	tn := c.TenantOf(t, p)
 	space := tn.Name + "-ns1"

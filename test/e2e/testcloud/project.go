@@ -203,18 +203,48 @@ func (p *Project) User(role string) *User {
 			p.t.Errorf("clean up: user %s: %v", u.Name, err)
 		}
 	})
-	pages, err := roles.List(p.keystone, roles.ListOpts{Name: role}).AllPages(ctx)
+	if err := roles.Assign(ctx, p.keystone, p.role(role), roles.AssignOpts{UserID: u.ID, ProjectID: p.ID}).ExtractErr(); err != nil {
+		p.t.Fatal(err)
+	}
+	return u
+}
+
+// Grant gives the user of the cloud "least" of OpenStack's clouds.yaml a role in the
+// project, which ends with the project.
+func (p *Project) Grant(role string) {
+	p.t.Helper()
+	ctx := p.t.Context()
+	options, err := p.c.OpenStack.AuthOptions("least")
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	pages, err := users.List(p.keystone, users.ListOpts{Name: options.Username, DomainID: "default"}).AllPages(ctx)
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	who, err := users.ExtractUsers(pages)
+	if err != nil || len(who) != 1 {
+		p.t.Fatalf("user %s: %v %v", options.Username, who, err)
+	}
+	o := roles.AssignOpts{UserID: who[0].ID, ProjectID: p.ID}
+	id := p.role(role)
+	if err := roles.Assign(ctx, p.keystone, id, o).ExtractErr(); err != nil {
+		p.t.Fatal(err)
+	}
+}
+
+// role is its ID.
+func (p *Project) role(name string) string {
+	p.t.Helper()
+	pages, err := roles.List(p.keystone, roles.ListOpts{Name: name}).AllPages(p.t.Context())
 	if err != nil {
 		p.t.Fatal(err)
 	}
 	found, err := roles.ExtractRoles(pages)
 	if err != nil || len(found) != 1 {
-		p.t.Fatalf("role %s: %v %v", role, found, err)
+		p.t.Fatalf("role %s: %v %v", name, found, err)
 	}
-	if err := roles.Assign(ctx, p.keystone, found[0].ID, roles.AssignOpts{UserID: u.ID, ProjectID: p.ID}).ExtractErr(); err != nil {
-		p.t.Fatal(err)
-	}
-	return u
+	return found[0].ID
 }
 
 // User of a project.

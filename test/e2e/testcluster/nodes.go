@@ -111,3 +111,29 @@ func (c *Cluster) Exit(t testing.TB, stdin string, args ...string) (string, int)
 	}
 	return out.String(), cmd.ProcessState.ExitCode()
 }
+
+// Change gives the node other settings, as an operator does: its Pods run on.
+func (c *Cluster) Change(t testing.TB, flags ...string) {
+	t.Helper()
+	if out, err := c.TryChange(flags...); err != nil {
+		t.Fatalf("change %s to %v: %v\n%s", c.Node, flags, err, out)
+	}
+}
+
+// TryChange is Change for the end of a test.
+func (c *Cluster) TryChange(flags ...string) (string, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), upTimeout)
+	defer cancel()
+	var all bytes.Buffer
+	for _, args := range [][]string{
+		{"down", "--name", c.Node, "--keep-pods"},
+		append([]string{"up", "--name", c.Node, "--api-port", c.port}, flags...),
+	} {
+		out, err := c.command(ctx, args...).CombinedOutput()
+		all.Write(out)
+		if err != nil {
+			return all.String(), fmt.Errorf("h8s %s: %w", args[0], err)
+		}
+	}
+	return all.String(), nil
+}

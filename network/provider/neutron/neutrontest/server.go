@@ -10,6 +10,7 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
+	"hash/fnv"
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
@@ -47,8 +48,10 @@ type Fault struct {
 	Status       int
 	Body         string
 	Header       map[string]string
-	// Hang holds the answer back until the client goes.
-	Hang bool
+	// Hang holds the answer back until the client goes, Cut ends the connection without one.
+	Hang, Cut bool
+	// Skip lets as many requests through first.
+	Skip int
 	// After lets the request take effect first: only the answer is lost.
 	After bool
 }
@@ -60,10 +63,14 @@ type Request struct{ Method, Path, User, Project string }
 type Server struct {
 	*httptest.Server
 
-	mu       sync.Mutex
-	all      map[string][]resource
-	tokens   map[string]identity
-	faults   []*Fault
+	mu     sync.Mutex
+	all    map[string][]resource
+	tokens map[string]identity
+	faults []*Fault
+	// each are those of FailEach, which failed kinds of requests have had.
+	each     []Fault
+	round    int
+	failed   map[string]bool
 	requests []Request
 	quotas   map[string]int
 	// hosts that have an L2 agent, and the vif_type it makes.
@@ -129,8 +136,48 @@ func (s *Server) locked(f func()) {
 // Fail makes it answer otherwise.
 func (s *Server) Fail(f Fault) { s.locked(func() { s.faults = append(s.faults, &f) }) }
 
-// Mend takes all faults away.
-func (s *Server) Mend() { s.locked(func() { s.faults = nil }) }
+// FailEach gives every kind of request, which is its method and its path without IDs, one of
+// the faults once, and another one in another round. The faults' own Times are not looked at.
+func (s *Server) FailEach(round int, faults ...Fault) {
+	s.locked(func() { s.each, s.round, s.failed = faults, round, map[string]bool{} })
+}
+
+// Failed says how many kinds of requests FailEach has spoilt.
+func (s *Server) Failed() (n int) {
+	s.locked(func() { n = len(s.failed) })
+	return n
+}
+
+// eachFault is what FailEach gives a request, nil if it has given it already. It is locked.
+func (s *Server) eachFault(r *http.Request) *Fault {
+	if len(s.each) == 0 {
+		return nil
+	}
+	parts := strings.Split(r.URL.Path, "/")
+	for i, p := range parts {
+		if len(p) >= 32 && strings.Trim(p, "0123456789abcdef-") == "" {
+			parts[i] = "ID"
+		}
+	}
+	kind := r.Method + " " + strings.Join(parts, "/")
+	if s.failed[kind] {
+		return nil
+	}
+	s.failed[kind] = true
+	h := fnv.New32a()
+	_, _ = h.Write([]byte(kind))
+	f := s.each[(int(h.Sum32()%uint32(len(s.each)))+s.round)%len(s.each)]
+	return &f
+}
+
+// Mend takes all faults away and says whether any was left.
+func (s *Server) Mend() (left bool) {
+	s.locked(func() {
+		left = slices.ContainsFunc(s.faults, func(f *Fault) bool { return f.Times != 0 })
+		s.faults, s.each = nil, nil
+	})
+	return left
+}
 
 // Quota bounds what a project may have of a collection.
 func (s *Server) Quota(collection string, n int) { s.locked(func() { s.quotas[collection] = n }) }
@@ -250,11 +297,15 @@ func (s *Server) fault(r *http.Request) *Fault {
 	defer s.mu.Unlock()
 	for _, f := range s.faults {
 		if f.Times != 0 && (f.Method == "" || f.Method == r.Method) && strings.Contains(r.URL.Path, f.Path) {
+			if f.Skip > 0 {
+				f.Skip--
+				continue
+			}
 			f.Times--
 			return f
 		}
 	}
-	return nil
+	return s.eachFault(r)
 }
 
 // ServeHTTP implements http.Handler.
@@ -286,6 +337,9 @@ func (s *Server) spoil(w http.ResponseWriter, r *http.Request, f *Fault) {
 		case <-s.quit:
 		}
 		return
+	}
+	if f.Cut {
+		panic(http.ErrAbortHandler)
 	}
 	for k, v := range f.Header {
 		w.Header().Set(k, v)
@@ -494,6 +548,11 @@ func matches(x resource, q map[string][]string) bool {
 	for k, want := range q {
 		switch k {
 		case "fields", "marker", "limit", "host":
+			continue
+		case "tags":
+			if !slices.Contains(x["tags"].([]any), any(want[0])) {
+				return false
+			}
 			continue
 		}
 		have := fmt.Sprint(x[k])

@@ -2,12 +2,14 @@ package server
 
 import (
 	"context"
+	"fmt"
 	"time"
 
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/emptypb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"github.com/containerd/errdefs"
 	"github.com/containerd/errdefs/pkg/errgrpc"
 	"github.com/containerd/log"
 
@@ -70,6 +72,14 @@ func (s *sandboxService) Stats(context.Context, *hyperstart.SandboxStatsRequest)
 	return &hyperstart.SandboxStatsResponse{
 		MemoryTotal: total, MemoryAvailable: available, Volumes: s.cfg.Volumes.Usage(),
 	}, nil
+}
+
+func (s *sandboxService) VolumeStats(context.Context, *hyperstart.VolumeStatsRequest) (*hyperstart.VolumeStatsResponse, error) {
+	return nil, fmt.Errorf("volume statistics: %w", errdefs.ErrNotImplemented)
+}
+
+func (s *sandboxService) GrowVolume(context.Context, *hyperstart.GrowVolumeRequest) (*hyperstart.GrowVolumeResponse, error) {
+	return nil, fmt.Errorf("growing volumes: %w", errdefs.ErrNotImplemented)
 }
 
 func (s *sandboxService) Events(ctx context.Context, in *hyperstart.EventsRequest, out hyperstart.Sandbox_EventsServer) error {

@@ -225,6 +225,14 @@ func (s sandboxService) Events(ctx context.Context, r *hyperstart.EventsRequest,
 	}
 }
 
+func (s sandboxService) VolumeStats(context.Context, *hyperstart.VolumeStatsRequest) (*hyperstart.VolumeStatsResponse, error) {
+	return nil, fmt.Errorf("volume statistics: %w", errdefs.ErrNotImplemented)
+}
+
+func (s sandboxService) GrowVolume(context.Context, *hyperstart.GrowVolumeRequest) (*hyperstart.GrowVolumeResponse, error) {
+	return nil, fmt.Errorf("growing volumes: %w", errdefs.ErrNotImplemented)
+}
+
 func (s sandboxService) Shutdown(context.Context, *hyperstart.ShutdownRequest) (*emptypb.Empty, error) {
 	s.Lock()
 	for _, p := range s.procs {

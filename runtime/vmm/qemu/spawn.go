@@ -71,11 +71,11 @@ func spawn(c vmm.Config, h Host) (_ *process, err error) {
 		theirs = append(theirs, dup)
 		return launchFD + len(theirs) - 1, nil
 	}
-	drivers, err := inheritDevices(c, h, &fds, inherit)
+	images, err := inheritDevices(c, h, &fds, inherit)
 	if err != nil {
 		return nil, err
 	}
-	args, err := arguments(c, h, fds, drivers)
+	args, err := arguments(c, h, fds, images)
 	if err != nil {
 		return nil, err
 	}
@@ -89,7 +89,7 @@ func spawn(c vmm.Config, h Host) (_ *process, err error) {
 	return p, p.start(theirs)
 }
 
-func inheritDevices(c vmm.Config, h Host, fds *inherited, inherit func(*os.File) (int, error)) (drivers []string, err error) {
+func inheritDevices(c vmm.Config, h Host, fds *inherited, inherit func(*os.File) (int, error)) (images []backing, err error) {
 	for _, n := range c.NICs {
 		fd, err := inherit(n.Tap)
 		if err != nil {
@@ -105,17 +105,24 @@ func inheritDevices(c vmm.Config, h Host, fds *inherited, inherit func(*os.File)
 		fds.vhost = append(fds.vhost, fd)
 	}
 	for _, d := range c.Disks {
-		driver, err := blockDriver(d)
-		if err != nil {
+		i, f := backing{}, d.File
+		if d.NBD != nil {
+			f = d.NBD.Conn
+		} else if i, err = backingOf(d, h); err != nil {
 			return nil, err
 		}
-		fd, err := inherit(d.File)
+		fd, err := inherit(f)
 		if err != nil {
 			return nil, fmt.Errorf("disk %s: %w", d.Serial, err)
 		}
-		drivers, fds.disks = append(drivers, driver), append(fds.disks, fd)
+		images, fds.disks = append(images, i), append(fds.disks, fd)
 	}
-	return drivers, nil
+	for _, f := range c.Hold {
+		if _, err := inherit(f); err != nil {
+			return nil, fmt.Errorf("%s: %w", f.Name(), err)
+		}
+	}
+	return images, nil
 }
 
 // inheritVhost opens a vhost-net instance, which the confined QEMU could not.
@@ -224,17 +231,30 @@ func duplicate(f *os.File) (*os.File, error) {
 	return os.NewFile(uintptr(fd), f.Name()), nil
 }
 
-// blockDriver tells QEMU's driver for a disk's file: it has one for regular files and
-// one for devices, and each refuses the other.
-func blockDriver(d vmm.Disk) (string, error) {
+// backingOf tells how QEMU opens a disk's file: it has a driver for regular files and one
+// for devices, and each refuses the other.
+func backingOf(d vmm.Disk, h Host) (backing, error) {
+	i := backing{asynchronous: d.Persistent && h.IOUring}
 	st, err := d.File.Stat()
 	switch {
 	case err != nil:
-		return "", fmt.Errorf("disk %s: %w", d.Serial, err)
+		return i, fmt.Errorf("disk %s: %w", d.Serial, err)
 	case st.Mode().IsRegular():
-		return "file", nil
+		i.driver = "file"
 	case st.Mode()&(os.ModeDevice|os.ModeCharDevice) == os.ModeDevice:
-		return "host_device", nil
+		i.driver = "host_device"
+	default:
+		return i, fmt.Errorf("disk %s: %s is a %s: %w: a raw image or a block device is needed", d.Serial, d.File.Name(), st.Mode().Type(), errdefs.ErrInvalidArgument)
 	}
-	return "", fmt.Errorf("disk %s: %s is a %s: %w: a raw image or a block device is needed", d.Serial, d.File.Name(), st.Mode().Type(), errdefs.ErrInvalidArgument)
+	raw, err := d.File.SyscallConn()
+	if err != nil {
+		return i, fmt.Errorf("disk %s: %w", d.Serial, err)
+	}
+	flags := 0
+	cerr := raw.Control(func(fd uintptr) { flags, err = unix.FcntlInt(fd, unix.F_GETFL, 0) })
+	if err = errors.Join(cerr, err); err != nil {
+		return i, fmt.Errorf("disk %s: %w", d.Serial, err)
+	}
+	i.direct = flags&unix.O_DIRECT != 0
+	return i, nil
 }

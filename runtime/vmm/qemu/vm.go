@@ -80,7 +80,14 @@ func because(stderr string) string {
 }
 
 // plugged is a disk the VM has.
-type plugged struct{ lun, fdset int }
+type plugged struct {
+	lun, fdset int
+	// stays is a persistent disk's description.
+	stays *vmm.Disk
+	// node is the NBD node that has replaced the first one, round how often that was tried.
+	node  string
+	round int
+}
 
 // VM is a running QEMU. It implements vmm.VM.
 type VM struct {
@@ -109,7 +116,11 @@ func newVM(cfg vmm.Config, p *process) *VM {
 		disks: map[string]plugged{}, nextFDSet: len(cfg.Disks) + 1, unplugs: map[string]chan struct{}{},
 	}
 	for i, d := range cfg.Disks {
-		m.disks[d.Serial] = plugged{lun: i, fdset: i + 1}
+		p := plugged{lun: i, fdset: i + 1}
+		if d.Persistent {
+			p.stays = &d
+		}
+		m.disks[d.Serial] = p
 	}
 	m.drained = []chan struct{}{drain(p.console, &m.console, cfg.Console), drain(p.stderr, &m.stderr, nil)}
 	go m.reap()

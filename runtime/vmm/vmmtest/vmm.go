@@ -53,7 +53,7 @@ func (v *VMM) Start(_ context.Context, cfg vmm.Config) (vmm.VM, error) {
 	if v.Wire != nil {
 		guest = v.Wire(guest)
 	}
-	vm := &VM{Config: cfg, Agent: newAgent(), cmd: cmd, channel: host, done: make(chan struct{}), disks: map[string]bool{}}
+	vm := &VM{Config: cfg, Agent: newAgent(), cmd: cmd, channel: host, done: make(chan struct{}), disks: map[string]bool{}, grown: map[string]int64{}}
 	for _, d := range cfg.Disks {
 		vm.disks[d.Serial] = true
 	}
@@ -86,6 +86,7 @@ type VM struct {
 
 	mu    sync.Mutex
 	disks map[string]bool
+	grown map[string]int64
 	exit  vmm.Exit
 }
 
@@ -151,6 +152,24 @@ func (v *VM) RemoveDisk(_ context.Context, serial string) error {
 	defer v.mu.Unlock()
 	delete(v.disks, serial)
 	return nil
+}
+
+// GrowDisk implements vmm.VM.
+func (v *VM) GrowDisk(_ context.Context, serial string, bytes int64, _ *vmm.NBD) error {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if !v.disks[serial] {
+		return fmt.Errorf("disk %s: %w", serial, errdefs.ErrNotFound)
+	}
+	v.grown[serial] = bytes
+	return nil
+}
+
+// Grown returns what GrowDisk was told of a disk, 0 for nothing.
+func (v *VM) Grown(serial string) int64 {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.grown[serial]
 }
 
 // Pause implements vmm.VM.

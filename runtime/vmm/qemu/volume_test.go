@@ -1,0 +1,124 @@
+package qemu
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+
+	"github.com/hypernetes/hypernetes/runtime/vmm"
+)
+
+// diskFile is an image on a real file system, opened to bypass the page cache.
+func diskFile(t *testing.T, size int64) (*os.File, string) {
+	t.Helper()
+	dir, err := os.MkdirTemp("/var/tmp", "h8s-qemu-test-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	path := filepath.Join(dir, "disk.raw")
+	if err := errors.Join(os.WriteFile(path, nil, 0o600), os.Truncate(path, size)); err != nil {
+		t.Fatal(err)
+	}
+	f, err := os.OpenFile(path, os.O_RDWR|unix.O_DIRECT, 0)
+	if err != nil {
+		t.Skipf("skipped: %v: /var/tmp is on a file system without O_DIRECT", err)
+	}
+	t.Cleanup(func() { _ = f.Close() })
+	return f, path
+}
+
+// TestPersistentDisk: what a guest wrote is on the file, a killed VM's disk and lock are
+// free, and a disk that grows is seen to.
+func TestPersistentDisk(t *testing.T) {
+	files := variants(t)
+	for _, machine := range []string{"q35", "microvm"} {
+		t.Run(machine, func(t *testing.T) {
+			f, path := diskFile(t, 1<<20)
+			lock, err := os.Create(filepath.Join(t.TempDir(), "lock"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX); err != nil {
+				t.Fatal(err)
+			}
+			c := config(files[len(files)-1])
+			c.Machine = machine
+			c.Hold = []*os.File{lock}
+			c.Disks = []vmm.Disk{{Serial: "vol", File: f, Discard: true, Persistent: true, Throttle: &vmm.Throttle{IOPS: 1000, WriteBytes: 10 << 20}}}
+			g := boot(t, c)
+			lockPath := lock.Name()
+			_ = lock.Close()
+			free := func() error {
+				l, err := os.Open(lockPath)
+				if err != nil {
+					return err
+				}
+				defer l.Close()
+				return unix.Flock(int(l.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+			}
+			if err := free(); !errors.Is(err, unix.EWOULDBLOCK) {
+				t.Errorf("the vm does not hold the lock: %v", err)
+			}
+			g.ask("find vol", "size=2048 ro=0")
+			g.ask("put vol written", "put")
+			ctx, cancel := context.WithTimeout(t.Context(), bootTimeout)
+			defer cancel()
+			if err := os.Truncate(path, 3<<20); err != nil {
+				t.Fatal(err)
+			}
+			if err := g.GrowDisk(ctx, "vol", 3<<20, nil); err != nil {
+				t.Fatal(err)
+			}
+			g.ask("rescan vol", "6144")
+			if st, err := os.Stat(path); err != nil || st.Size() != 3<<20 {
+				t.Errorf("%v, %v", st, err)
+			}
+			if err := g.RemoveDisk(ctx, "vol"); !errdefs.IsFailedPrecondition(err) {
+				t.Errorf("a persistent disk is removed: %v", err)
+			}
+			if err := g.GrowDisk(ctx, "other", 1, nil); !errdefs.IsNotFound(err) {
+				t.Errorf("another disk: %v", err)
+			}
+			flags := fdFlags(t, g.PID(), path)
+			if flags&unix.O_DIRECT == 0 {
+				t.Errorf("the image is open with flags %#o", flags)
+			}
+			if err := g.Kill(); err != nil {
+				t.Fatal(err)
+			}
+			<-g.Done()
+			if err := free(); err != nil {
+				t.Errorf("the vm is gone, its lock is not: %v", err)
+			}
+			if b, err := os.ReadFile(path); err != nil || !strings.HasPrefix(string(b), "written\x00") {
+				t.Errorf("the file has %.20q, %v", b, err)
+			}
+		})
+	}
+}
+
+// fdFlags returns how a process has a file open.
+func fdFlags(t *testing.T, pid int, path string) int {
+	t.Helper()
+	found, _ := filepath.Glob(fmt.Sprintf("/proc/%d/fd/*", pid))
+	all := 0
+	for _, fd := range found {
+		if to, _ := os.Readlink(fd); to != path {
+			continue
+		}
+		flags := 0
+		for line := range strings.Lines(read(t, fmt.Sprintf("/proc/%d/fdinfo/%s", pid, filepath.Base(fd)))) {
+			_, _ = fmt.Sscanf(line, "flags: %o", &flags)
+		}
+		all |= flags
+	}
+	return all
+}

@@ -26,6 +26,10 @@ const Version = 1
 // Root is where records are on a node.
 const Root = "/run/h8s-volumes"
 
+// PlaceholderSource and a volume's key are the source of the tmpfs mounted where the
+// kubelet expects the volume.
+const PlaceholderSource = "h8s-vol:"
+
 // Modes of a Publication.
 const (
 	Filesystem = "filesystem"

@@ -2,14 +2,12 @@ package server
 
 import (
 	"context"
-	"fmt"
 	"time"
 
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/emptypb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
-	"github.com/containerd/errdefs"
 	"github.com/containerd/errdefs/pkg/errgrpc"
 	"github.com/containerd/log"
 
@@ -20,6 +18,9 @@ import (
 
 // killTimeout bounds what Shutdown waits for after SIGKILL.
 const killTimeout = 20 * time.Second
+
+// flushTimeout bounds writing back and unmounting volumes.
+const flushTimeout = time.Minute
 
 var empty = &emptypb.Empty{}
 
@@ -44,6 +45,11 @@ func (s *Server) ready(ctx context.Context) error {
 func (s *sandboxService) Configure(ctx context.Context, in *hyperstart.ConfigureRequest) (*emptypb.Empty, error) {
 	if err := s.ready(ctx); err != nil {
 		return nil, err
+	}
+	for _, v := range in.Volumes {
+		if err := s.cfg.Volumes.Begin(v); err != nil {
+			return nil, err
+		}
 	}
 	return empty, s.cfg.Sandbox.Configure(ctx, in)
 }
@@ -74,12 +80,12 @@ func (s *sandboxService) Stats(context.Context, *hyperstart.SandboxStatsRequest)
 	}, nil
 }
 
-func (s *sandboxService) VolumeStats(context.Context, *hyperstart.VolumeStatsRequest) (*hyperstart.VolumeStatsResponse, error) {
-	return nil, fmt.Errorf("volume statistics: %w", errdefs.ErrNotImplemented)
+func (s *sandboxService) VolumeStats(ctx context.Context, in *hyperstart.VolumeStatsRequest) (*hyperstart.VolumeStatsResponse, error) {
+	return s.cfg.Volumes.DiskStats(ctx, in.Serial)
 }
 
-func (s *sandboxService) GrowVolume(context.Context, *hyperstart.GrowVolumeRequest) (*hyperstart.GrowVolumeResponse, error) {
-	return nil, fmt.Errorf("growing volumes: %w", errdefs.ErrNotImplemented)
+func (s *sandboxService) GrowVolume(ctx context.Context, in *hyperstart.GrowVolumeRequest) (*hyperstart.GrowVolumeResponse, error) {
+	return s.cfg.Volumes.Grow(ctx, in.Serial, in.SizeBytes)
 }
 
 func (s *sandboxService) Events(ctx context.Context, in *hyperstart.EventsRequest, out hyperstart.Sandbox_EventsServer) error {
@@ -102,6 +108,11 @@ func (s *sandboxService) Shutdown(ctx context.Context, in *hyperstart.ShutdownRe
 		}
 	case <-limit.C:
 		log.G(ctx).Warn("containers did not end in time")
+	}
+	flush, cancel := context.WithTimeout(context.WithoutCancel(ctx), flushTimeout)
+	defer cancel()
+	if err := s.cfg.Volumes.Close(flush); err != nil {
+		log.G(ctx).WithError(err).Warn("volumes were not unmounted cleanly")
 	}
 	s.off.Do(func() { go s.cfg.PowerOff() })
 	return empty, nil

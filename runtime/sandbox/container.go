@@ -77,7 +77,7 @@ func (s *Sandbox) CreateContainer(ctx context.Context, r CreateRequest) (pid uin
 		return 0, err
 	}
 	c := &Container{s: s, id: r.ID, bundle: r.Bundle, procs: map[string]*process{}}
-	c.pod = volume.Pod{KubeletRoot: s.opt.Config.KubeletRoot, UID: s.pod.UID}
+	c.pod = volume.Pod{KubeletRoot: s.opt.Config.KubeletRoot, UID: s.pod.UID, Resolvers: []volume.Resolver{s.volumes}}
 	p := newProcess(c, "", s.nextPID(), r.Stdio)
 	c.init, c.procs[""] = p, p
 	// Known before the guest hears of it: an exit must find it.
@@ -125,10 +125,14 @@ func (c *Container) prepare(ctx context.Context, r CreateRequest) (*hyperstart.C
 	if err != nil {
 		return nil, err
 	}
+	devices, err := c.s.volumes.Devices(spec)
+	if err != nil {
+		return nil, err
+	}
 	in, out, errw := r.Stdio.Wants()
 	q := &hyperstart.CreateRequest{
 		ContainerId: c.id, Spec: guest, Rootfs: &hyperstart.RootFS{}, Terminal: r.Stdio.Terminal,
-		Stdin: in, Stdout: out, Stderr: errw,
+		Stdin: in, Stdout: out, Stderr: errw, BlockDevices: devices,
 	}
 	if err := c.joinPIDs(pidns, q); err != nil {
 		return nil, err

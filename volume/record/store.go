@@ -29,6 +29,9 @@ const (
 	tmpSuffix = ".tmp"
 )
 
+// ValidPod tells whether a Pod with this UID can have volumes.
+func ValidPod(uid string) bool { return checkPod(uid) == nil }
+
 // Key names a volume's directory: the same for the same volume, of another one's never.
 func Key(driver, volume string) string { return hex.EncodeToString(digest(driver, volume)[:16]) }
 

@@ -28,6 +28,8 @@ type VMM struct {
 	Mute bool
 	// Guest, if set, is what is at the other end of the channel instead of an Agent.
 	Guest func(net.Conn)
+	// Features, if set, is what Agents say they know.
+	Features []string
 	// Wire, if set, is between the channel and the Agent.
 	Wire func(net.Conn) net.Conn
 
@@ -56,6 +58,9 @@ func (v *VMM) Start(_ context.Context, cfg vmm.Config) (vmm.VM, error) {
 	vm := &VM{Config: cfg, Agent: newAgent(), cmd: cmd, channel: host, done: make(chan struct{}), disks: map[string]bool{}, grown: map[string]int64{}}
 	for _, d := range cfg.Disks {
 		vm.disks[d.Serial] = true
+	}
+	if v.Features != nil {
+		vm.Agent.Features = v.Features
 	}
 	vm.Agent.powerOff = func() { vm.end(vmm.ReasonShutdown) }
 	go vm.wait()

@@ -13,6 +13,8 @@ import (
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
+
+	"github.com/hypernetes/hypernetes/volume/record"
 )
 
 const (
@@ -125,7 +127,7 @@ func (p Places) loop(key, target string) (uint32, error) {
 			return 0, fmt.Errorf("placeholder: %w", err)
 		}
 		config := unix.LoopConfig{Fd: uint32(f.Fd())}
-		copy(config.Info.File_name[:len(config.Info.File_name)-1], SourcePrefix+key)
+		copy(config.Info.File_name[:len(config.Info.File_name)-1], record.PlaceholderSource+key)
 		err = unix.IoctlLoopConfigure(int(d.Fd()), &config)
 		_ = d.Close()
 		if errors.Is(err, unix.EBUSY) {

@@ -8,7 +8,8 @@
 // For a raw device it is a loop device of a small file, bound at the path: the kubelet
 // holds it by a loop device of its own, and the runtime asks for its numbers.
 //
-// It owns these mounts and devices. It must not know CSI, records or VMs. Calls for one
+// It owns these mounts and devices. It must not know CSI, VMs, or of records more than how
+// they call a placeholder. Calls for one
 // path are not concurrent; every call may be repeated, also after a crash within one.
 package placeholder
 
@@ -22,11 +23,11 @@ import (
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
+
+	"github.com/hypernetes/hypernetes/volume/record"
 )
 
 const (
-	// SourcePrefix and a volume's key are a placeholder's mount source.
-	SourcePrefix = "h8s-vol:"
 	// Marker is the file in a placeholder's directory that says why it is empty.
 	Marker = ".h8s-volume-is-in-the-vm"
 
@@ -75,10 +76,10 @@ func (p Places) Directory(key, target string) (uint64, error) {
 		} else if !info.IsDir() {
 			return 0, fmt.Errorf("target path %s is a %s, not a directory: %w", target, info.Mode().Type(), errdefs.ErrFailedPrecondition)
 		}
-		if err := unix.Mount(SourcePrefix+key, target, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, options); err != nil {
+		if err := unix.Mount(record.PlaceholderSource+key, target, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, options); err != nil {
 			return 0, fmt.Errorf("placeholder: mount %s: %w", target, err)
 		}
-	case top.source != SourcePrefix+key || top.fsType != "tmpfs" || top.root != "/":
+	case top.source != record.PlaceholderSource+key || top.fsType != "tmpfs" || top.root != "/":
 		return 0, foreign(target, top)
 	}
 	// A call that was killed may have mounted and no more.
@@ -132,7 +133,7 @@ func (p Places) Remove(key, target string) error {
 // ours tells whether a mount is this volume's placeholder. A device's is: what is bound
 // is a loop device of our file, or one that was and is no more.
 func (p Places) ours(key, target string, m *mount) bool {
-	if m.fsType == "tmpfs" && m.source == SourcePrefix+key && m.root == "/" {
+	if m.fsType == "tmpfs" && m.source == record.PlaceholderSource+key && m.root == "/" {
 		return true
 	}
 	var st unix.Stat_t
@@ -175,7 +176,7 @@ func (p Places) List() ([]Placeholder, error) {
 	}
 	var out []Placeholder
 	for _, m := range all {
-		key, ok := strings.CutPrefix(m.source, SourcePrefix)
+		key, ok := strings.CutPrefix(m.source, record.PlaceholderSource)
 		// Binds of a part of it are the kubelet's subPaths.
 		if ok && m.fsType == "tmpfs" && m.root == "/" && checkKey(key) == nil {
 			out = append(out, Placeholder{Directory, key, m.target, m.device})

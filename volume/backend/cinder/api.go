@@ -46,6 +46,8 @@ const (
 	creating  = "creating"
 	deleting  = "deleting"
 	detaching = "detaching"
+
+	errorExtending = "error_extending"
 )
 
 const gib = 1 << 30

@@ -117,6 +117,11 @@ func (b *Backend) Attach(ctx context.Context, a backend.Attach) (backend.Connect
 			return none, err
 		}
 	}
+	if v.Status == errorExtending {
+		if err := b.reset(ctx, c, v); err != nil {
+			return none, err
+		}
+	}
 	if broken(v.Status) {
 		return none, fmt.Errorf("volume %s is %s: the cloud's operator looks and resets it (openstack volume set --state): %w", v.ID, v.Status, errdefs.ErrFailedPrecondition)
 	}

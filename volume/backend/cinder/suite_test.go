@@ -294,17 +294,32 @@ func TestStatic(t *testing.T) {
 	}
 }
 
-// TestExpandAttached: a volume grows while a node has it.
+// TestExpandAttached: a volume grows while a node has it, or, where its driver cannot, is
+// as it was.
 func TestExpandAttached(t *testing.T) {
-	for name, make := range map[string]func(*testing.T, ...func(*Options)) *world{"fake": fake, "real": live} {
+	for name, make := range map[string]func(*testing.T, ...func(*Options)) *world{
+		"fake": fake, "real": live, "nfs": func(t *testing.T, change ...func(*Options)) *world {
+			w := fake(t, change...)
+			w.fake.Kind = "nfs"
+			return w
+		},
+	} {
 		t.Run(name, func(t *testing.T) {
 			w := make(t)
 			v := w.create(backend.Create{Name: "grow"})
-			_, err := w.Attach(t.Context(), backend.Attach{Volume: v.ID, Node: "node-1"})
+			at := backend.Attach{Volume: v.ID, Node: "node-1"}
+			first, err := w.Attach(t.Context(), at)
 			w.must(err)
 			size, err := w.Expand(t.Context(), v.ID, 2*gib)
+			if first.Source.File != nil {
+				if !errdefs.IsFailedPrecondition(err) {
+					t.Errorf("a file grows while it is attached: %v", err)
+				}
+				w.must(w.Detach(t.Context(), v.ID, "node-1"))
+				size, err = w.Expand(t.Context(), v.ID, 2*gib)
+			}
 			w.must(err)
-			again, err := w.Attach(t.Context(), backend.Attach{Volume: v.ID, Node: "node-1"})
+			again, err := w.Attach(t.Context(), at)
 			w.must(err)
 			if size != 2*gib || again.SizeBytes != 2*gib {
 				t.Errorf("grown to %d, the connection says %d", size, again.SizeBytes)

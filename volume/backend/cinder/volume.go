@@ -326,6 +326,11 @@ func (b *Backend) Expand(ctx context.Context, id string, bytes int64) (int64, er
 	if err != nil {
 		return 0, err
 	}
+	if v.Status == errorExtending {
+		if err := b.reset(ctx, c, v); err != nil {
+			return 0, err
+		}
+	}
 	asked := false
 	err = b.poll(ctx, "grow volume "+id, func(ctx context.Context) (bool, error) {
 		if asked {
@@ -339,9 +344,10 @@ func (b *Backend) Expand(ctx context.Context, id string, bytes int64) (int64, er
 			v = now
 		}
 		switch {
-		case v.Status == "error_extending":
-			return false, fmt.Errorf("Cinder could not grow volume %s: %s. It is as it was, but its status is %s: the cloud's operator looks and resets it (openstack volume set --state): %w",
-				id, why(ctx, c, id), v.Status, errdefs.ErrFailedPrecondition)
+		case v.Status == errorExtending:
+			text := why(ctx, c, id)
+			return false, errors.Join(fmt.Errorf("Cinder could not grow volume %s, which is as it was: %s. Some back ends, NFS for one, cannot while it is attached: %w",
+				id, text, errdefs.ErrFailedPrecondition), b.reset(ctx, c, v))
 		case v.Status == "extending":
 			asked = true
 			return false, nil
@@ -356,6 +362,21 @@ func (b *Backend) Expand(ctx context.Context, id string, bytes int64) (int64, er
 		return false, explain(state(act(ctx, c, volumes, id, "os-extend", map[string]any{"new_size": size})), "grow volume "+id)
 	})
 	return v.Size * gib, err
+}
+
+// reset gives a volume whose growing failed the status that it had before: in any other it
+// could not be attached any more, and nothing of it has changed.
+func (b *Backend) reset(ctx context.Context, c *openstack.Client, v *volume) error {
+	to := available
+	if len(v.Attachments) > 0 {
+		to = inUse
+	}
+	if err := act(ctx, c, volumes, v.ID, "os-reset_status", map[string]any{"status": to}); err != nil {
+		return fmt.Errorf("volume %s is %s and the cluster's account may not mend that: the cloud's operator does (openstack volume set --state %s %s): %v: %w",
+			v.ID, v.Status, to, v.ID, err, errdefs.ErrFailedPrecondition)
+	}
+	v.Status = to
+	return nil
 }
 
 // Modify implements backend.Mutable.

@@ -310,7 +310,7 @@ func (s *Server) act(who identity, v *Volume, body object) (int, any, *refusal) 
 			return 0, nil, bad
 		}
 		v.next, v.looks, v.grow = v.Status, s.Looks, int64(size)
-		if int64(size) > most {
+		if int64(size) > most || s.Kind == "nfs" && v.Status == "in-use" {
 			v.next, v.grow = "error_extending", 0
 		}
 		v.Status = "extending"
@@ -325,6 +325,13 @@ func (s *Server) act(who identity, v *Volume, body object) (int, any, *refusal) 
 			return 0, nil, invalid("Invalid volume: Unable to retype")
 		}
 		v.next, v.looks, v.kind, v.Status = v.Status, s.Looks, kind, "retyping"
+		return http.StatusAccepted, nil, nil
+	}
+	if in, ok := body["os-reset_status"].(object); ok {
+		if !s.admin(who) {
+			return 0, nil, forbidden("volume_extension:volume_admin_actions:reset_status")
+		}
+		v.Status = text(in, "status")
 		return http.StatusAccepted, nil, nil
 	}
 	if _, ok := body["os-force_delete"]; ok {

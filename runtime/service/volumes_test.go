@@ -140,17 +140,19 @@ func TestVolumes(t *testing.T) {
 func TestVolumesThatKeepAPodFromStarting(t *testing.T) {
 	for name, tc := range map[string]struct {
 		spoil func(*node, record.Attachment) error
-		is     func(error) bool
+		is    func(error) bool
 	}{
 		"in use": {func(n *node, a record.Attachment) error {
 			f, err := n.store.Lease(a.Key, true)
 			n.t.Cleanup(func() { _ = f.Close() })
 			return err
 		}, errdefs.IsUnavailable},
-		"no disk":        {func(_ *node, a record.Attachment) error { return os.Remove(a.Staged.Source.File.Path) }, errdefs.IsNotFound},
-		"empty disk":     {func(_ *node, a record.Attachment) error { return os.Truncate(a.Staged.Source.File.Path, 0) }, errdefs.IsDataLoss},
-		"odd disk":       {func(_ *node, a record.Attachment) error { return os.Truncate(a.Staged.Source.File.Path, 777) }, errdefs.IsDataLoss},
-		"damaged record": {func(n *node, a record.Attachment) error { return os.Truncate(filepath.Join(n.store.Root, "volumes", a.Key, "staged.json"), 7) }, errdefs.IsDataLoss},
+		"no disk":    {func(_ *node, a record.Attachment) error { return os.Remove(a.Staged.Source.File.Path) }, errdefs.IsNotFound},
+		"empty disk": {func(_ *node, a record.Attachment) error { return os.Truncate(a.Staged.Source.File.Path, 0) }, errdefs.IsDataLoss},
+		"odd disk":   {func(_ *node, a record.Attachment) error { return os.Truncate(a.Staged.Source.File.Path, 777) }, errdefs.IsDataLoss},
+		"damaged record": {func(n *node, a record.Attachment) error {
+			return os.Truncate(filepath.Join(n.store.Root, "volumes", a.Key, "staged.json"), 7)
+		}, errdefs.IsDataLoss},
 		"a link": {func(_ *node, a record.Attachment) error {
 			p := a.Staged.Source.File.Path
 			return errors.Join(os.Rename(p, p+"2"), os.Symlink(p+"2", p))

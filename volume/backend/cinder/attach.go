@@ -8,7 +8,9 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"slices"
 	"strings"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
@@ -125,6 +127,9 @@ func (b *Backend) Attach(ctx context.Context, a backend.Attach) (backend.Connect
 	if broken(v.Status) {
 		return none, fmt.Errorf("volume %s is %s: the cloud's operator looks and resets it (openstack volume set --state): %w", v.ID, v.Status, errdefs.ErrFailedPrecondition)
 	}
+	if v.Status != available && (v.Status != inUse || !v.MultiAttach || !a.Shared) {
+		return none, fmt.Errorf("volume %s is %s, and not by this cluster: it can be attached when it is %s: %w", v.ID, v.Status, available, errdefs.ErrFailedPrecondition)
+	}
 	// From here on, whatever is found of ours that is not complete may be deleted.
 	if want := bound(b.o.Cluster + "/" + a.Node); v.Metadata[metaAttaching] != want {
 		err := c.Do(ctx, http.MethodPost, volumes.Path+"/"+v.ID+"/metadata", nil, map[string]any{"metadata": map[string]string{metaAttaching: want}}, nil)
@@ -141,8 +146,8 @@ func (b *Backend) Attach(ctx context.Context, a backend.Attach) (backend.Connect
 	})
 	if err != nil {
 		if errdefs.IsInvalidArgument(err) {
-			// Reserved by somebody else a moment ago, or it is something that it cannot be: Cinder
-			// says which.
+			// Reserved by somebody else a moment ago: what is begun is theirs.
+			b.unmark(context.WithoutCancel(ctx), c, v)
 			err = fmt.Errorf("%v: %w", err, errdefs.ErrFailedPrecondition)
 		}
 		return none, explain(err, "attach volume "+v.ID+" to node "+a.Node)
@@ -227,22 +232,35 @@ func (b *Backend) unfinished(ctx context.Context, c *openstack.Client, v *volume
 // sweepVolume deletes what we began and did not complete.
 func (b *Backend) sweepVolume(ctx context.Context, c *openstack.Client, v *volume) error {
 	all, err := b.unfinished(ctx, c, v)
+	if err != nil || len(all) == 0 {
+		return err
+	}
+	// Another controller, of before a change of leaders, may be about to complete it.
+	t := time.NewTimer(b.o.Settle)
+	defer t.Stop()
+	select {
+	case <-t.C:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	again, err := b.unfinished(ctx, c, v)
 	if err != nil {
 		return err
 	}
+	all = slices.DeleteFunc(all, func(a attachment) bool {
+		return !slices.ContainsFunc(again, func(x attachment) bool { return x.ID == a.ID })
+	})
 	for _, a := range all {
 		log.G(ctx).WithFields(log.Fields{"volume": v.ID, "attachment": a.ID, "status": a.Status}).Info("an attachment that was begun and not completed is deleted")
 		if err := b.drop(ctx, c, a.ID); err != nil {
 			return err
 		}
 	}
-	if len(all) > 0 {
-		now, err := openstack.Get[volume](ctx, c, volumes, v.ID)
-		if err != nil || now == nil {
-			return errors.Join(explain(err, "volume "+v.ID), errdefs.ErrUnavailable)
-		}
-		*v = *now
+	now, err := openstack.Get[volume](ctx, c, volumes, v.ID)
+	if err != nil || now == nil {
+		return errors.Join(explain(err, "volume "+v.ID), errdefs.ErrUnavailable)
 	}
+	*v = *now
 	return nil
 }
 
@@ -294,10 +312,15 @@ func (b *Backend) detach(ctx context.Context, c *openstack.Client, v *volume, no
 	if err := b.sweepVolume(ctx, c, v); err != nil {
 		return err
 	}
+	b.unmark(ctx, c, v)
+	return nil
+}
+
+// unmark takes back that an attachment is begun. Where it stays it says nothing that is
+// not known, mostly: the next attachment overwrites it.
+func (b *Backend) unmark(ctx context.Context, c *openstack.Client, v *volume) {
 	err := c.Do(ctx, http.MethodDelete, volumes.Path+"/"+v.ID+"/metadata/"+metaAttaching, nil, nil, nil)
 	if err != nil && !errdefs.IsNotFound(err) {
-		// It says nothing that is not known: the next attachment overwrites it.
 		log.G(ctx).WithError(err).WithField("volume", v.ID).Debug("the mark of an attachment stays")
 	}
-	return nil
 }

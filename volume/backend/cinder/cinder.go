@@ -69,9 +69,10 @@ type Options struct {
 	Keys map[string]string
 	// Fence ends the access of clients of Ceph; nil if there is no credential for that.
 	Fence Fence
-	// Poll is how often Cinder is asked whether something is done, Orphan after how long an
-	// attachment nobody wants is taken away. There are defaults.
-	Poll, Orphan time.Duration
+	// Poll is how often Cinder is asked whether something is done, Settle how long an
+	// attachment that is not complete is given, Orphan after how long one that nobody wants is
+	// taken away. There are defaults.
+	Poll, Settle, Orphan time.Duration
 }
 
 // Backend is Cinder.
@@ -94,6 +95,7 @@ type Backend struct {
 
 const (
 	defaultPoll   = 500 * time.Millisecond
+	defaultSettle = 5 * time.Second
 	defaultOrphan = 10 * time.Minute
 	// maxWhere bounds what is remembered.
 	maxWhere = 4096
@@ -107,7 +109,7 @@ func New(o Options) (*Backend, error) {
 	if o.Role == "" {
 		o.Role = "member"
 	}
-	o.Poll, o.Orphan = or(o.Poll, defaultPoll), or(o.Orphan, defaultOrphan)
+	o.Poll, o.Settle, o.Orphan = or(o.Poll, defaultPoll), or(o.Settle, defaultSettle), or(o.Orphan, defaultOrphan)
 	b := &Backend{o: o, where: map[string]string{}, orphans: map[string]time.Time{}}
 	var err error
 	if b.cloud, err = openstack.New(o.Cloud); err != nil {
@@ -218,7 +220,7 @@ func (b *Backend) grant(ctx context.Context, project string) error {
 		return explain(err, "Keystone")
 	}
 	if len(roles) == 0 {
-		return fmt.Errorf("Keystone has no role %q to give to the cluster's account in project %s: %w", b.o.Role, project, errdefs.ErrFailedPrecondition)
+		return fmt.Errorf("role %q, which the cluster's account is to get in project %s: Keystone has none of that name: %w", b.o.Role, project, errdefs.ErrFailedPrecondition)
 	}
 	path := "projects/" + project + "/users/" + user + "/roles/" + roles[0].ID
 	return explain(c.Do(ctx, "PUT", path, nil, nil, nil), "give the cluster's account role "+b.o.Role+" in project "+project)

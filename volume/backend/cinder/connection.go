@@ -176,7 +176,7 @@ func (t translator) rbd(in *info, out *connection) error {
 			key = keys[in.AuthUser]
 		}
 		if key == "" {
-			return fmt.Errorf("Ceph's user %s has no key here, and Cinder gives none: the operator names a keyring that has it with --cinder-ceph-keyring: %w", in.AuthUser, errdefs.ErrFailedPrecondition)
+			return fmt.Errorf("user %s of Ceph's has no key here, and Cinder gives none: the operator names a keyring that has it with --cinder-ceph-keyring: %w", in.AuthUser, errdefs.ErrFailedPrecondition)
 		}
 		r.User = in.AuthUser
 		out.secrets[record.SecretKey] = []byte(key)

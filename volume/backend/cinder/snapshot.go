@@ -70,7 +70,7 @@ func (b *Backend) CreateSnapshot(ctx context.Context, name, of string, params ma
 			return false, fmt.Errorf("snapshot %s was deleted while it was made: %w", s.ID, errdefs.ErrUnavailable)
 		case now.Status == "error":
 			text := why(ctx, c, s.ID)
-			return false, errors.Join(fmt.Errorf("Cinder could not make snapshot %s of volume %s: %s: %w", s.ID, of, text, errdefs.ErrFailedPrecondition), b.removeSnapshot(ctx, c, s.ID))
+			return false, errors.Join(fmt.Errorf("snapshot %s of volume %s could not be made: %s: %w", s.ID, of, text, errdefs.ErrFailedPrecondition), b.removeSnapshot(ctx, c, s.ID))
 		}
 		s = now
 		return s.Status == available, nil
@@ -133,7 +133,7 @@ func (b *Backend) removeSnapshot(ctx context.Context, c *openstack.Client, id st
 			asked = true
 			return false, nil
 		case asked:
-			return false, fmt.Errorf("Cinder did not delete snapshot %s, its status is %s: %s: %w", id, s.Status, why(ctx, c, id), errdefs.ErrFailedPrecondition)
+			return false, fmt.Errorf("snapshot %s was not deleted, its status is %s: %s: %w", id, s.Status, why(ctx, c, id), errdefs.ErrFailedPrecondition)
 		}
 		asked = true
 		return false, explain(state(openstack.Remove(ctx, c, snaps, id, nil)), "delete snapshot "+id)

@@ -80,6 +80,7 @@ func fake(t *testing.T, change ...func(*Options)) *world {
 		Keys:     map[string]string{"cinder": cindertest.Key},
 		Exports:  map[string]string{"10.0.0.3:/srv/cinder": "/mnt/cinder"},
 		Poll:     4 * time.Millisecond,
+		Settle:   20 * time.Millisecond,
 	}
 	w.begin(change)
 	return w

@@ -199,7 +199,7 @@ func (b *Backend) made(ctx context.Context, c *openstack.Client, v *volume, r ba
 		}
 		// Nothing is in it: the next attempt begins anew.
 		text := why(ctx, c, v.ID)
-		return false, errors.Join(fmt.Errorf("Cinder could not make volume %s of name %s, type %q: %s: %w", v.ID, r.Name, v.Type, text, errdefs.ErrResourceExhausted),
+		return false, errors.Join(fmt.Errorf("volume %s of name %s, type %q, could not be made: %s: %w", v.ID, r.Name, v.Type, text, errdefs.ErrResourceExhausted),
 			b.remove(ctx, c, v.ID))
 	})
 	if err != nil {
@@ -264,10 +264,10 @@ func (b *Backend) remove(ctx context.Context, c *openstack.Client, id string) er
 			asked = true
 			return false, nil
 		case asked && broken(v.Status):
-			return false, fmt.Errorf("Cinder could not delete volume %s, its status is %s: %s: %w", id, v.Status, why(ctx, c, id), errdefs.ErrUnavailable)
+			return false, fmt.Errorf("volume %s could not be deleted, its status is %s: %s: %w", id, v.Status, why(ctx, c, id), errdefs.ErrUnavailable)
 		case asked:
 			// Some drivers make it available again when something else needs it.
-			return false, fmt.Errorf("Cinder did not delete volume %s, its status is %s: %s: %w", id, v.Status, why(ctx, c, id), errdefs.ErrFailedPrecondition)
+			return false, fmt.Errorf("volume %s was not deleted, its status is %s: %s: %w", id, v.Status, why(ctx, c, id), errdefs.ErrFailedPrecondition)
 		case v.Status == "error_deleting":
 			// It wants to be told by force; the operator's reset-state does as well.
 			if err := act(ctx, c, volumes, id, "os-force_delete", map[string]any{}); err != nil {
@@ -346,7 +346,7 @@ func (b *Backend) Expand(ctx context.Context, id string, bytes int64) (int64, er
 		switch {
 		case v.Status == errorExtending:
 			text := why(ctx, c, id)
-			return false, errors.Join(fmt.Errorf("Cinder could not grow volume %s, which is as it was: %s. Some back ends, NFS for one, cannot while it is attached: %w",
+			return false, errors.Join(fmt.Errorf("volume %s could not grow and is as it was: %s. Some back ends, NFS for one, cannot while it is attached: %w",
 				id, text, errdefs.ErrFailedPrecondition), b.reset(ctx, c, v))
 		case v.Status == "extending":
 			asked = true
@@ -354,7 +354,7 @@ func (b *Backend) Expand(ctx context.Context, id string, bytes int64) (int64, er
 		case v.Size >= size:
 			return true, nil
 		case asked:
-			return false, fmt.Errorf("Cinder did not grow volume %s, it has %d GiB and its status is %s: %s: %w", id, v.Size, v.Status, why(ctx, c, id), errdefs.ErrFailedPrecondition)
+			return false, fmt.Errorf("volume %s did not grow, it has %d GiB and its status is %s: %s: %w", id, v.Size, v.Status, why(ctx, c, id), errdefs.ErrFailedPrecondition)
 		case v.Status != available && v.Status != inUse:
 			return false, fmt.Errorf("volume %s is %s: it can grow when it is %s or %s: %w", id, v.Status, available, inUse, errdefs.ErrFailedPrecondition)
 		}

@@ -20,7 +20,7 @@ import (
 const killTimeout = 20 * time.Second
 
 // flushTimeout bounds writing back and unmounting volumes.
-const flushTimeout = time.Minute
+const flushTimeout = 30 * time.Second
 
 var empty = &emptypb.Empty{}
 

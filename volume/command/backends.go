@@ -80,5 +80,5 @@ type NodeParts struct {
 
 // Backends are the drivers of this build.
 func Backends() []*Backend {
-	return []*Backend{local(), cinder()}
+	return []*Backend{localBackend(), cinder()}
 }

@@ -46,6 +46,9 @@ type ControllerParts struct {
 	Volumes backend.Volumes
 	// MultiNode: a volume may be attached to several nodes.
 	MultiNode bool
+	// PublishedNodes: what is listed always says which node has a volume, so that the
+	// attacher may compare that with what it knows.
+	PublishedNodes bool
 	// TopologyKeys are those that the driver's nodes have; nil if volumes are reachable
 	// from everywhere.
 	TopologyKeys []string

@@ -27,6 +27,9 @@ func NewRegistration(driver, socket string, changed func(registered bool)) *Regi
 	return &Registration{driver: driver, socket: socket, changed: changed, last: "the kubelet did not ask yet"}
 }
 
+// Driver is the driver's name.
+func (r *Registration) Driver() string { return r.driver }
+
 // Server serves it.
 func (r *Registration) Server() *grpc.Server {
 	s := grpc.NewServer()

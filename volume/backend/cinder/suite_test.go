@@ -2,6 +2,7 @@ package cinder
 
 import (
 	"context"
+	"crypto/md5"
 	"fmt"
 	"net/http"
 	"os"
@@ -107,7 +108,9 @@ func live(t *testing.T, change ...func(*Options)) *world {
 		Exports:  map[string]string{},
 	}
 	if shares, err := os.ReadFile(c.Dir + "/etc/nfs_shares"); err == nil {
-		w.o.Exports[strings.TrimSpace(string(shares))] = "/mnt/cinder"
+		// Where its driver has it mounted: the MD5 sum of the export.
+		share := strings.TrimSpace(string(shares))
+		w.o.Exports[share] = fmt.Sprintf("%s/cinder/mnt/%x", c.Dir, md5.Sum([]byte(share)))
 	}
 	if keyring, err := os.ReadFile(c.Dir + "/ceph/ceph.client.cinder.keyring"); err == nil {
 		if w.o.Keys, err = ParseKeyring(keyring); err != nil {

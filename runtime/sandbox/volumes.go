@@ -27,8 +27,8 @@ const blockVolumes = "block-volumes"
 type Storage interface {
 	// Connect returns a new connection to a volume; the caller closes it.
 	Connect(ctx context.Context, serial string) (*vmm.NBD, error)
-	// Size asks the volume's keeper for its size.
-	Size(ctx context.Context, serial string) (int64, error)
+	// Size is what a volume is served with.
+	Size(serial string) (int64, error)
 	// Grow serves the volume with the size it has now to whoever connects from now on.
 	Grow(ctx context.Context, serial string) (int64, error)
 	// PID is the server's process, Done closed when it has ended.
@@ -262,10 +262,10 @@ func (s *Sandbox) attachment(key string) (record.Attachment, error) {
 	return s.volumes[i], nil
 }
 
-// volumeSize asks whoever keeps the volume, now.
-func (s *Sandbox) volumeSize(ctx context.Context, a record.Attachment) (int64, error) {
+// volumeSize is a file's now, or what a served volume is served with.
+func (s *Sandbox) volumeSize(a record.Attachment) (int64, error) {
 	if a.Staged.Source.File == nil {
-		return s.storage.Size(ctx, a.Staged.Serial)
+		return s.storage.Size(a.Staged.Serial)
 	}
 	fd, err := unix.Open(a.Staged.Source.File.Path, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC|unix.O_NOCTTY, 0)
 	if err != nil {
@@ -291,9 +291,9 @@ func (s *Sandbox) VolumeStats(ctx context.Context, key string) (*volumeapi.Stats
 		return nil, fmt.Errorf("%w: %w", err, errdefs.ErrUnavailable)
 	}
 	// The disk as the guest has it is not larger than what there is.
-	size, err := s.volumeSize(ctx, at)
+	size, err := s.volumeSize(at)
 	if err != nil {
-		return nil, late(ctx, err)
+		return nil, err
 	}
 	said, err := a.VolumeStats(ctx, at.Staged.Serial)
 	if err != nil {
@@ -344,21 +344,21 @@ func (s *Sandbox) GrowVolume(ctx context.Context, key string, least uint64) (int
 	}
 	s.growing.Lock()
 	defer s.growing.Unlock()
-	size, err := s.volumeSize(ctx, at)
-	if err != nil {
-		return 0, late(ctx, err)
+	size, err := s.volumeSize(at)
+	if err != nil || at.ReadOnly() {
+		return size, err // who writes it grows it; this VM sees that when it starts anew
+	}
+	served := at.Staged.Source.File == nil
+	if served {
+		if size, err = s.storage.Grow(ctx, at.Staged.Serial); err != nil {
+			return 0, late(ctx, err)
+		}
 	}
 	if uint64(size) < least {
 		return 0, fmt.Errorf("volume %s has %d bytes, not %d: it has to grow first: %w", at.Staged.Volume, size, least, errdefs.ErrFailedPrecondition)
 	}
-	if at.ReadOnly() {
-		return size, nil // who writes it grows it; this VM sees it when it starts anew
-	}
 	var nbd *vmm.NBD
-	if s.storage != nil && at.Staged.Source.File == nil {
-		if size, err = s.storage.Grow(ctx, at.Staged.Serial); err != nil {
-			return 0, late(ctx, err)
-		}
+	if served {
 		if nbd, err = s.storage.Connect(ctx, at.Staged.Serial); err != nil {
 			return 0, late(ctx, err)
 		}

@@ -188,8 +188,8 @@ func (h host) Scratch(ctx context.Context) (*os.File, error) {
 }
 
 // Storage implements sandbox.Host.
-func (host) Storage(context.Context, storage.Config) (sandbox.Storage, error) {
-	return nil, errdefs.ErrNotImplemented
+func (host) Storage(ctx context.Context, c storage.Config) (sandbox.Storage, error) {
+	return storage.Start(ctx, c)
 }
 
 // Turn implements sandbox.Host. Emulated, a boot keeps a CPU busy from start to end.

@@ -20,6 +20,9 @@ import (
 // endGrace bounds how long the connections of a QEMU that is gone may take to end.
 const endGrace = 2 * time.Second
 
+// maxDiskErrors is how many a VM has in the log.
+const maxDiskErrors = 16
+
 // VMM starts QEMUs. It is stateless and may be used concurrently.
 type VMM struct{ host Host }
 
@@ -104,10 +107,12 @@ type VM struct {
 	disks     map[string]plugged
 	nextFDSet int
 
-	mu      sync.Mutex
-	qmp     *qmp.Client
-	ending  ending
-	unplugs map[string]chan struct{} // device id to what DEVICE_DELETED closes
+	mu     sync.Mutex
+	qmp    *qmp.Client
+	ending ending
+	// diskErrors counts what has been heard of them.
+	diskErrors int
+	unplugs    map[string]chan struct{} // device id to what DEVICE_DELETED closes
 }
 
 func newVM(cfg vmm.Config, p *process) *VM {
@@ -122,7 +127,7 @@ func newVM(cfg vmm.Config, p *process) *VM {
 		}
 		m.disks[d.Serial] = p
 	}
-	m.drained = []chan struct{}{drain(p.console, &m.console, cfg.Console), drain(p.stderr, &m.stderr, nil)}
+	m.drained = []chan struct{}{drain(p.console, &m.console, cfg.Console), drain(p.Stderr, &m.stderr, nil)}
 	go m.reap()
 	return m
 }
@@ -161,13 +166,17 @@ func (m *VM) event(e qmp.Event) {
 			delete(m.unplugs, d.Device)
 		}
 	case "BLOCK_IO_ERROR":
+		// As many as the guest likes: it may try a broken disk for ever.
+		if m.diskErrors++; m.diskErrors > maxDiskErrors {
+			return
+		}
 		log.L.WithField("vm", m.id).WithField("event", string(e.Data)).Warn("vm disk error")
 	}
 }
 
 // reap waits for the process, then for what it still had to say, and publishes the exit.
 func (m *VM) reap() {
-	err := <-m.process.exited
+	err := <-m.process.Exited
 	at := time.Now()
 	grace, cancel := context.WithTimeout(context.Background(), endGrace)
 	defer cancel()
@@ -197,7 +206,7 @@ func await(ctx context.Context, ch <-chan struct{}) {
 }
 
 // PID implements vmm.VM.
-func (m *VM) PID() int { return m.process.cmd.Process.Pid }
+func (m *VM) PID() int { return m.process.Pid }
 
 // Channel implements vmm.VM; the connection also has deadlines (net.Conn).
 func (m *VM) Channel() io.ReadWriteCloser { return m.process.channel }
@@ -223,7 +232,7 @@ func (m *VM) Kill() error {
 	m.mu.Lock()
 	m.ending.killed = true
 	m.mu.Unlock()
-	if err := m.process.cmd.Process.Kill(); err != nil && !errors.Is(err, os.ErrProcessDone) {
+	if err := m.process.Kill(); err != nil && !errors.Is(err, os.ErrProcessDone) {
 		return fmt.Errorf("vm %s: kill: %w", m.id, err)
 	}
 	return nil

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -12,7 +13,9 @@ import (
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 
+	"github.com/hypernetes/hypernetes/runtime/storage"
 	"github.com/hypernetes/hypernetes/runtime/vmm"
+	"github.com/hypernetes/hypernetes/volume/record"
 )
 
 // diskFile is an image on a real file system, opened to bypass the page cache.
@@ -121,4 +124,71 @@ func fdFlags(t *testing.T, pid int, path string) int {
 		all |= flags
 	}
 	return all
+}
+
+// TestServedDisk: a disk behind a storage daemon is written, grows and fails as one.
+func TestServedDisk(t *testing.T) {
+	files := variants(t)
+	if _, err := exec.LookPath("qemu-storage-daemon"); err != nil {
+		t.Skip("skipped: no qemu-storage-daemon: install the Debian package qemu-system-common")
+	}
+	f, path := diskFile(t, 1<<20)
+	_ = f.Close()
+	if err := os.Chmod(path, 0o666); err != nil { // the daemon opens it as its own user
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), bootTimeout)
+	defer cancel()
+	d, err := storage.Start(ctx, storage.Config{
+		ID: "served", Dir: t.TempDir(), UID: 1879048194,
+		Volumes: []storage.Volume{{Serial: "vol", Source: record.Source{File: &record.File{Path: path}}}},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := d.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	connect := func() *vmm.NBD {
+		nbd, err := d.Connect(ctx, "vol")
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = nbd.Conn.Close() })
+		return nbd
+	}
+	c := config(files[len(files)-1])
+	c.Disks = []vmm.Disk{{Serial: "vol", NBD: connect(), Discard: true, Persistent: true, Throttle: &vmm.Throttle{IOPS: 1000}}}
+	g := boot(t, c)
+	g.ask("find vol", "size=2048 ro=0")
+	g.ask("put vol written", "put")
+	for mib := range int64(2) { // the second time there is an older node to go
+		size := (mib + 2) << 20
+		if err := os.Truncate(path, size); err != nil {
+			t.Fatal(err)
+		}
+		if got, err := d.Grow(ctx, "vol"); err != nil || got != size {
+			t.Fatalf("served with %d, %v", got, err)
+		}
+		if err := g.GrowDisk(ctx, "vol", size, connect()); err != nil {
+			t.Fatal(err)
+		}
+		g.ask("rescan vol", fmt.Sprint(size/512))
+		g.ask("put vol written"+fmt.Sprint(mib), "put")
+	}
+	if err := g.GrowDisk(ctx, "vol", 4<<20, nil); !errdefs.IsInvalidArgument(err) {
+		t.Errorf("grown without a connection: %v", err)
+	}
+	if b, err := os.ReadFile(path); err != nil || !strings.HasPrefix(string(b), "written1\x00") {
+		t.Errorf("the file has %.20q, %v", b, err)
+	}
+	if err := d.Close(); err != nil {
+		t.Fatal(err)
+	}
+	g.send("put vol lost")
+	if got := g.line(); !strings.HasPrefix(got, "error") {
+		t.Errorf("a write without the daemon: %s", got)
+	}
 }

@@ -121,13 +121,13 @@ func prepare(ctx context.Context, h Host, k kind, s Spec, dev string) error {
 		return err
 	}
 	switch {
+	case c.kind == s.Type && c.unmountable != "":
+		return fmt.Errorf("its %s file system cannot be mounted: %s: %w", s.Type, c.unmountable, errdefs.ErrFailedPrecondition)
 	case c.kind == s.Type && c.unfinished:
 		return k.format(ctx, h, s, f)
 	case c.kind == s.Type && c.marked && !s.ReadOnly:
 		// Somebody mounted it before the mark was taken away: it has data.
 		err = unmark(f)
-	case c.kind == s.Type && c.unmountable != "":
-		return fmt.Errorf("its %s file system cannot be mounted: %s: %w", s.Type, c.unmountable, errdefs.ErrFailedPrecondition)
 	case c.kind == s.Type:
 	case c.kind != "":
 		return fmt.Errorf("holds %s, not %s, and is left as it is; remedy: the right fsType, or an empty volume: %w", c.kind, s.Type, errdefs.ErrFailedPrecondition)

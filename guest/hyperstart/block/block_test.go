@@ -186,6 +186,22 @@ func TestForeign(t *testing.T) {
 	}
 }
 
+func TestCutShort(t *testing.T) {
+	root(t)
+	for _, fs := range []string{"ext4", "xfs"} {
+		d := newDrive(t, 400*mib)
+		h := &host{d: d}
+		d.command("mkfs."+fs, "-q", d.dev)
+		d.pull()
+		check(t, os.Truncate(d.file, 350*mib))
+		d.plug()
+		h.fails(Spec{Serial: "s", Type: fs, MayFormat: true}, "cannot be mounted", "419430400", "367001600", "cut short")
+		if got := h.did(); got != "" {
+			t.Errorf("ran %q", got)
+		}
+	}
+}
+
 func TestMayNotFormat(t *testing.T) {
 	root(t)
 	d := newDrive(t, 64*mib)

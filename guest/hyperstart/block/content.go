@@ -5,6 +5,8 @@ import (
 	"cmp"
 	"encoding/binary"
 	"fmt"
+	"math"
+	"math/bits"
 	"os"
 )
 
@@ -17,6 +19,8 @@ type content struct {
 	// kind is "ext4" (ext2 and ext3 are mounted as that, too), "xfs" or in words what
 	// else it is; "" if nothing is known.
 	kind string
+	// bytes the file system is large, by its own account.
+	bytes uint64
 	// unmountable is why a file system of the kind cannot be mounted, "" if it can.
 	unmountable string
 	// clean: it was unmounted and asks for no check.
@@ -41,7 +45,11 @@ func inspect(f *os.File) (content, error) {
 	if err != nil {
 		return content{}, fmt.Errorf("cannot be read, so what it holds is not known: %w", err)
 	}
-	return identify(head, there), nil
+	c := identify(head, there)
+	if c.bytes > uint64(size) && !c.unfinished {
+		c.unmountable = fmt.Sprintf("it has %d bytes and the disk %d: the disk was cut short, or it is another one", c.bytes, size)
+	}
+	return c, nil
 }
 
 // signature is what tells a kind of content.
@@ -80,7 +88,10 @@ func identify(head []byte, marked bool) content {
 		s.judge(&c)
 	} else if has(head, 0, []byte("XFSB")) {
 		c.kind = "xfs"
-		c.unfinished = len(head) > 126 && head[126] != 0
+		if len(head) > 126 {
+			c.unfinished = head[126] != 0
+			c.bytes = product(binary.BigEndian.Uint64(head[8:]), uint64(binary.BigEndian.Uint32(head[4:])))
+		}
 	}
 	layer := find(head, layers)
 	if has(head, 0, []byte("XFSB")) && c.kind == "ext4" {
@@ -110,10 +121,10 @@ func has(b []byte, at int, text []byte) bool {
 
 // ext is what matters here of an ext2/3/4 superblock.
 type ext struct {
-	state, mounts, maxMounts  uint16
-	mounted, interval, orphan uint32
-	incompat, roCompat, errs  uint32
-	blocks                    uint64
+	state, mounts, maxMounts        uint16
+	mounted, interval, orphan       uint32
+	incompat, roCompat, errs, shift uint32
+	blocks                          uint64
 }
 
 const (
@@ -136,7 +147,7 @@ func parseExt(head []byte) (ext, bool) {
 	}
 	s := ext{
 		state: u16(b[0x3a:]), mounts: u16(b[0x34:]), maxMounts: u16(b[0x36:]), mounted: u32(b[0x2c:]), interval: u32(b[0x44:]),
-		incompat: u32(b[0x60:]), roCompat: u32(b[0x64:]), orphan: u32(b[0xe8:]), errs: u32(b[0x194:]),
+		incompat: u32(b[0x60:]), roCompat: u32(b[0x64:]), orphan: u32(b[0xe8:]), errs: u32(b[0x194:]), shift: u32(b[0x18:]),
 		blocks: uint64(u32(b[0x4:])),
 	}
 	if s.incompat&extIncompat64Bit != 0 {
@@ -147,6 +158,7 @@ func parseExt(head []byte) (ext, bool) {
 
 func (s ext) judge(c *content) {
 	c.kind = "ext4"
+	c.bytes = product(s.blocks, 1024<<min(s.shift, 32))
 	if s.incompat&extIncompatJournal != 0 {
 		c.unmountable = "it is only the journal of another one"
 	}
@@ -155,4 +167,13 @@ func (s ext) judge(c *content) {
 	c.clean = s.state == extStateValid && s.incompat&extIncompatRecover == 0 && s.roCompat&extRoOrphanPresent == 0 &&
 		s.orphan == 0 && s.errs == 0 && int16(s.maxMounts) <= 0 && s.interval == 0
 	c.unfinished = c.marked && s.mounts == 0 && s.mounted == 0
+}
+
+// product is a times b, or the largest number.
+func product(a, b uint64) uint64 {
+	hi, lo := bits.Mul64(a, b)
+	if hi != 0 {
+		return math.MaxUint64
+	}
+	return lo
 }

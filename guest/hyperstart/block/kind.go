@@ -92,6 +92,9 @@ func (k kind) format(ctx context.Context, h Host, s Spec, f *os.File) error {
 	if s.ReadOnly || !s.MayFormat {
 		return fmt.Errorf("an interrupted formatting left it without a file system, and now it may not be formatted: %w", errdefs.ErrFailedPrecondition)
 	}
+	if _, err := os.Stat(k.mkfs[0]); err != nil {
+		return fmt.Errorf("is blank, and this guest cannot make %s (%w); remedy: fsType ext4, or a guest image with it (H8S_KERNEL=hyper): %w", k.name, err, errdefs.ErrNotImplemented)
+	}
 	size, err := sizeOf(f)
 	if err != nil {
 		return err

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -88,7 +89,8 @@ func TestBlockVolumes(t *testing.T) {
 	if _, err := exec.LookPath("mkfs.xfs"); err == nil {
 		foreign["xfs"] = disk{path: rawDisk(t, 300*mib, "mkfs.xfs -q $DISK")}
 	}
-	disks := []disk{{serial: "vol", path: vol}, {serial: "raw", path: raw}, {serial: "ro", path: ro, readOnly: true}}
+	xfs := rawDisk(t, 320*mib)
+	disks := []disk{{serial: "vol", path: vol}, {serial: "raw", path: raw}, {serial: "ro", path: ro, readOnly: true}, {serial: "newxfs", path: xfs}}
 	sums := map[string]string{}
 	for name, d := range foreign {
 		d.serial = name
@@ -125,6 +127,8 @@ func TestBlockVolumes(t *testing.T) {
 
 	g.testForeign(foreign, sums)
 	g.testRaw()
+	hasXFS := slices.Contains(hello.Features, "xfs")
+	g.testXFS(hasXFS)
 
 	st, err := g.sbxC.VolumeStats(g.ctx(), &hyperstart.VolumeStatsRequest{Serial: "vol"})
 	check(t, err)
@@ -154,6 +158,9 @@ func TestBlockVolumes(t *testing.T) {
 	command(t, "e2fsck", "-fn", vol)
 	contains(t, command(t, "dumpe2fs", "-h", vol), "Filesystem state:         clean\n")
 	contains(t, command(t, "debugfs", "-R", "cat last", vol), "last\n")
+	if hasXFS {
+		command(t, "xfs_repair", "-n", xfs)
+	}
 	contains(t, command(t, "dd", "if="+raw, "bs=1", "count=9", "status=none"), "raw data\n")
 	for name, d := range foreign {
 		if sum(t, d.path) != sums[name] {
@@ -190,6 +197,26 @@ func (g *guest) testForeign(disks map[string]disk, sums map[string]string) {
 			g.t.Errorf("disk %s: %v, want %q", name, err, want)
 		}
 		g.t.Logf("%s: %v", name, err)
+	}
+}
+
+// testXFS makes and grows xfs, or is told why it cannot.
+func (g *guest) testXFS(has bool) {
+	v := blockVolume("x", "newxfs")
+	v.GetBlock().FsType = "xfs"
+	in := &hyperstart.CreateRequest{Volumes: []*hyperstart.Volume{v}}
+	if !has {
+		in.ContainerId, in.Spec, in.Rootfs = "xfs", runtimeSpec(g.t, nil, "true"), &hyperstart.RootFS{LayerSerials: []string{"layer0"}}
+		if _, err := g.ctrs.Create(g.ctx(), in); !errdefs.IsNotImplemented(errgrpc.ToNative(err)) || !strings.Contains(err.Error(), "cannot make xfs") {
+			g.t.Errorf("xfs: %v", err)
+		}
+		return
+	}
+	contains(g.t, g.sh("xfs", "mount | grep /x; echo x > /x/f; cat /x/f", 0, mountAt("x", "/x"), in), "type xfs", "x\n")
+	check(g.t, g.qmp.run("block_resize", map[string]any{"node-name": "d5", "size": 512 * mib}))
+	grown, err := g.sbxC.GrowVolume(g.ctx(), &hyperstart.GrowVolumeRequest{Serial: "newxfs", SizeBytes: 512 * mib})
+	if err != nil || grown.TotalBytes < 420*mib {
+		g.t.Errorf("grown xfs: %v %v", grown, err)
 	}
 }
 

@@ -33,7 +33,7 @@ KUBE_X := $(foreach p,k8s.io/component-base/version k8s.io/client-go/pkg/version
 QUIET := 2> >(grep -v '^go: downloading' >&2 || true)
 
 # The runtime's Debian packages.
-PACKAGES := qemu-system-x86 crun runc erofs-utils e2fsprogs nftables iproute2 conntrack \
+PACKAGES := qemu-system-x86 crun runc erofs-utils e2fsprogs xfsprogs nftables iproute2 conntrack \
 	kmod cpio xz-utils zstd binutils ca-certificates procps mount util-linux
 TEST_PACKAGES := busybox cpio lz4
 KERNEL_PACKAGES := gcc flex bison bc lz4 libelf-dev libc6-dev

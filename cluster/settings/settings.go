@@ -49,6 +49,9 @@ const (
 	ControllerHealthPort = 9644
 	KubestackHealthPort  = 9645
 	KeystonePort         = 9646
+	CSINodePort          = 9647
+	CSIControllerPort    = 9648
+	CSICinderPort        = 9649
 )
 
 // The link and the resolver slirp4netns gives a node with egress; their network is

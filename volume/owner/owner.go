@@ -7,6 +7,7 @@ package owner
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -65,4 +66,21 @@ func (a API) OwnerOf(ctx context.Context, namespace string) (string, error) {
 		return "", fmt.Errorf("tenant %s does not have its OpenStack project: %s: %w", b.Tenant, c.Message, errdefs.ErrFailedPrecondition)
 	}
 	return t.Spec.Keystone.ProjectID, nil
+}
+
+// Owners returns the Keystone projects of all tenants.
+func (a API) Owners(ctx context.Context) ([]string, error) {
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	list := &v1alpha1.TenantList{}
+	if err := a.Reader.List(ctx, list); err != nil {
+		return nil, fmt.Errorf("list tenants: %w: %w", errdefs.ErrUnavailable, err)
+	}
+	var out []string
+	for i := range list.Items {
+		if k := list.Items[i].Spec.Keystone; k != nil && k.ProjectID != "" && !slices.Contains(out, k.ProjectID) {
+			out = append(out, k.ProjectID)
+		}
+	}
+	return out, nil
 }

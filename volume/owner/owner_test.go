@@ -68,4 +68,8 @@ func TestOwnerOf(t *testing.T) {
 			t.Errorf("%s: %q, %v", c.namespace, got, err)
 		}
 	}
+	all, err := api.Owners(t.Context())
+	if err != nil || len(all) != 1 || all[0] != "project-a" {
+		t.Errorf("owners %v: %v", all, err)
+	}
 }

@@ -176,7 +176,7 @@ func (t translator) rbd(in *info, out *connection) error {
 			key = keys[in.AuthUser]
 		}
 		if key == "" {
-			return fmt.Errorf("user %s of Ceph's has no key here, and Cinder gives none: the operator names a keyring that has it with --cinder-ceph-keyring: %w", in.AuthUser, errdefs.ErrFailedPrecondition)
+			return fmt.Errorf("user %s of Ceph's has no key here, and Cinder gives none: the operator names a keyring that has it, ceph.keyrings of --cinder-config: %w", in.AuthUser, errdefs.ErrFailedPrecondition)
 		}
 		r.User = in.AuthUser
 		out.secrets[record.SecretKey] = []byte(key)
@@ -222,8 +222,8 @@ func (t translator) nfs(in *info, out *connection) error {
 	}
 	dir, ok := t.exports[in.Export]
 	if !ok {
-		return fmt.Errorf("export %s of Cinder's is not known here: the operator mounts it on the nodes, by a client of NFS that locks, and says where: --cinder-export %s=DIRECTORY: %w",
-			in.Export, in.Export, errdefs.ErrFailedPrecondition)
+		return fmt.Errorf("export %s of Cinder's is not known here: the operator mounts it on the nodes, by a client of NFS that locks, and says where, in exports of --cinder-config: %w",
+			in.Export, errdefs.ErrFailedPrecondition)
 	}
 	if !filePattern.MatchString(in.Name) {
 		return odd("name", in.Name, "volume-<UUID>: a volume with snapshots is a chain of files and cannot be attached while it has any")
@@ -308,16 +308,4 @@ func ParseKeyring(b []byte) (map[string]string, error) {
 		keys[user] = key
 	}
 	return keys, nil
-}
-
-// ParseExport reads EXPORT=DIRECTORY.
-func ParseExport(s string) (export, dir string, err error) {
-	i := strings.LastIndex(s, "=")
-	if i > 0 {
-		export, dir = s[:i], s[i+1:]
-	}
-	if !exportPattern.MatchString(export) || !filepath.IsAbs(dir) || filepath.Clean(dir) != dir || dir == "/" {
-		return "", "", fmt.Errorf("%.256q: want HOST:/PATH=/DIRECTORY, as Cinder names the export and nodes the directory: %w", s, errdefs.ErrInvalidArgument)
-	}
-	return export, dir, nil
 }

@@ -3,7 +3,10 @@ package cinder
 import (
 	"encoding/json"
 	"maps"
+	"os"
+	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 
@@ -72,7 +75,7 @@ func TestRefused(t *testing.T) {
 		"port text":        {rbdInfo, map[string]any{"ports": []any{"1", "2", "x"}}, "whole number"},
 		"host":             {rbdInfo, map[string]any{"hosts": []any{"a", "b", "c;d"}}, "hosts"},
 		"user":             {rbdInfo, map[string]any{"auth_username": "a b"}, "auth_username"},
-		"no key":           {rbdInfo, map[string]any{"auth_username": "glance"}, "--cinder-ceph-keyring"},
+		"no key":           {rbdInfo, map[string]any{"auth_username": "glance"}, "ceph.keyrings"},
 		"keyring":          {rbdInfo, map[string]any{"keyring": "[client.cinder]\nkey = x"}, "keyring"},
 		"keyring of other": {rbdInfo, map[string]any{"keyring": "[client.other]\nkey = " + cindertest.Key}, "no key"},
 		"portal":           {iscsiInfo, map[string]any{"target_portal": "10.0.0.2"}, "target_portal"},
@@ -82,7 +85,7 @@ func TestRefused(t *testing.T) {
 		"password":         {iscsiInfo, map[string]any{"auth_password": "a\nb"}, "not shown"},
 		"both limits":      {iscsiInfo, map[string]any{"qos_specs": map[string]any{"total_iops_sec": "1", "read_iops_sec": "2"}}, "not both"},
 		"limit":            {iscsiInfo, map[string]any{"qos_specs": map[string]any{"total_iops_sec": "-1"}}, "qos_specs total_iops_sec"},
-		"export":           {nfsInfo, map[string]any{"export": "10.0.0.3:/other"}, "--cinder-export"},
+		"export":           {nfsInfo, map[string]any{"export": "10.0.0.3:/other"}, "exports of --cinder-config"},
 		"export text":      {nfsInfo, map[string]any{"export": "/srv"}, "host:/path"},
 		"name":             {nfsInfo, map[string]any{"name": "../../etc/shadow"}, "volume-<UUID>"},
 		"overlay":          {nfsInfo, map[string]any{"name": "volume-" + someID + "." + someID}, "snapshots"},
@@ -171,14 +174,46 @@ func FuzzKeyring(f *testing.F) {
 	})
 }
 
-func TestExport(t *testing.T) {
-	for s, want := range map[string][2]string{
-		"10.0.0.3:/srv=/mnt/cinder": {"10.0.0.3:/srv", "/mnt/cinder"}, "[fd00::1]:/a/b=/mnt": {"[fd00::1]:/a/b", "/mnt"},
-		"": {}, "10.0.0.3:/srv": {}, "10.0.0.3:/srv=mnt": {}, "10.0.0.3:/srv=/": {}, "10.0.0.3:/srv=/mnt/../etc": {}, "/srv=/mnt": {}, "=/mnt": {},
+func TestConfig(t *testing.T) {
+	dir := t.TempDir()
+	write := func(name, text string, mode os.FileMode) string {
+		path := filepath.Join(dir, name)
+		if err := os.WriteFile(path, []byte(text), mode); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	keyring := write("keyring", "[client.cinder]\nkey = "+cindertest.Key, 0o600)
+	wide := write("wide", "[client.cinder]\nkey = "+cindertest.Key, 0o644)
+	text := "profile: least\nrole: volumes\nexports:\n  10.0.0.3:/srv: /mnt/b\n  '[fd00::1]:/a': /mnt/a\n  10.0.0.4:/srv: /mnt/b\nceph:\n  conf: /etc/ceph/ceph.conf\n  keyrings: [" + keyring + "]\n"
+	c, err := ReadConfig(write("good", text, 0o644))
+	if err != nil || !slices.Equal(c.Roots(), []string{"/mnt/a", "/mnt/b"}) {
+		t.Fatalf("%+v %v", c, err)
+	}
+	var o Options
+	if err := c.Apply(&o); err != nil {
+		t.Fatal(err)
+	}
+	f, _ := o.Fence.(*Ceph)
+	if o.Cloud.Profile != "least" || o.Role != "volumes" || o.Keys["cinder"] != cindertest.Key || f == nil || f.User != "cinder" || f.Keyring != keyring {
+		t.Errorf("%+v", o)
+	}
+	if c, err := ReadConfig(""); err != nil || c.Apply(&Options{}) != nil {
+		t.Errorf("%v", err)
+	}
+	for bad, want := range map[string]string{
+		"profile: x": "full or least", "exports: {/srv: /mnt}": "HOST:/PATH", "exports: {'10.0.0.3:/srv': mnt}": "absolute", "exports: {'10.0.0.3:/srv': /}": "absolute",
+		"ceph: {conf: /x}": "ceph.keyrings", "ceph: {keyrings: [x]}": "absolute", "ceph: {keyrings: [/x], user: 'a b'}": "ceph.user", "unknown: 1": "unknown", "[]": "",
 	} {
-		export, dir, err := ParseExport(s)
-		if (err == nil) != (want[0] != "") || err == nil && (export != want[0] || dir != want[1]) {
-			t.Errorf("%q: %q %q %v", s, export, dir, err)
+		if _, err := ReadConfig(write("bad", bad, 0o644)); !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v", bad, err)
+		}
+	}
+	for bad, want := range map[string]CephConfig{
+		"chmod 600": {Keyrings: []string{wide}}, "no such file": {Keyrings: []string{"/nowhere/keyring"}}, "no key": {Keyrings: []string{keyring}, Conf: "/x", User: "admin"},
+	} {
+		if err := (Config{Ceph: &want}).Apply(&Options{}); !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), bad) {
+			t.Errorf("%+v: %v", want, err)
 		}
 	}
 }

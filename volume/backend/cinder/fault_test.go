@@ -405,7 +405,7 @@ func TestFence(t *testing.T) {
 		"nothing known":         {kind: "rbd", use: InUse, text: "out-of-service"},
 		"nothing known, off":    {kind: "rbd", use: Off, detached: true},
 		"off, open":             {kind: "rbd", use: Off, open: []string{one}, detached: true, blocked: []string{one}},
-		"no ceph":               {kind: "rbd", use: InUse, noCeph: true, text: "--cinder-ceph-conf"},
+		"no ceph":               {kind: "rbd", use: InUse, noCeph: true, text: "ceph.conf of --cinder-config"},
 		"no ceph, off":          {kind: "rbd", use: Off, noCeph: true, detached: true},
 		"ceph does not answer":  {kind: "rbd", use: InUse, open: []string{one}, fail: errdefs.ErrUnavailable, text: "unavailable"},
 		"file":                  {kind: "nfs", use: InUse, text: "out-of-service"},

@@ -91,7 +91,7 @@ func remedy(node, volume string) string {
 func (b *Backend) fenceRBD(ctx context.Context, v *volume, a *attachment, in *info, node string, use Use) error {
 	if b.o.Fence == nil {
 		if use == InUse {
-			return fmt.Errorf("the node did not say that it let the volume go, and the cluster has no credential of Ceph's to shut it out with (--cinder-ceph-conf): %s: %w", remedy(node, v.ID), errdefs.ErrFailedPrecondition)
+			return fmt.Errorf("the node did not say that it let the volume go, and the cluster has no credential of Ceph's to shut it out with (ceph.conf of --cinder-config): %s: %w", remedy(node, v.ID), errdefs.ErrFailedPrecondition)
 		}
 		return nil
 	}

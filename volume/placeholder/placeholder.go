@@ -197,8 +197,8 @@ func check(key, target string) error {
 }
 
 func checkKey(key string) error {
-	if len(key) == 0 || len(key) > 48 || strings.Trim(key, "0123456789abcdef") != "" {
-		return fmt.Errorf("key %.64q is not 1 to 48 of 0-9 and a-f: %w", key, errdefs.ErrInvalidArgument)
+	if len(key) != 32 || strings.Trim(key, "0123456789abcdef") != "" {
+		return fmt.Errorf("key %.64q is not 32 of 0-9 and a-f: %w", key, errdefs.ErrInvalidArgument)
 	}
 	return nil
 }

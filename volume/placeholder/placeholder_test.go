@@ -12,7 +12,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-const key = "0123456789abcdef0123456789abcdef"
+const (
+	key   = "0123456789abcdef0123456789abcdef"
+	other = "fedcba9876543210fedcba9876543210"
+)
 
 func needRoot(t *testing.T) {
 	t.Helper()
@@ -76,10 +79,10 @@ func TestDirectory(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(target, "large"), make([]byte, 1<<20), 0o600); err == nil {
 		t.Error("1 MiB fits in the placeholder")
 	}
-	if _, err := p.Directory("ff", target); !errdefs.IsFailedPrecondition(err) {
+	if _, err := p.Directory(other, target); !errdefs.IsFailedPrecondition(err) {
 		t.Errorf("another volume at the same path: %v", err)
 	}
-	if err := p.Remove("ff", target); !errdefs.IsFailedPrecondition(err) {
+	if err := p.Remove(other, target); !errdefs.IsFailedPrecondition(err) {
 		t.Errorf("remove another volume's: %v", err)
 	}
 	// A process within it does not keep it.
@@ -155,12 +158,12 @@ func TestDevice(t *testing.T) {
 	if out, err := exec.Command("losetup", "-d", strings.TrimSpace(string(out))).CombinedOutput(); err != nil {
 		t.Fatalf("losetup -d: %v: %s", err, out)
 	}
-	other := filepath.Join(filepath.Dir(target), "second")
-	second, err := p.Device(key, other)
+	beside := filepath.Join(filepath.Dir(target), "second")
+	second, err := p.Device(key, beside)
 	if err != nil || second == first {
 		t.Errorf("a second path: %d, %v", second, err)
 	}
-	if err := p.Remove(key, other); err != nil {
+	if err := p.Remove(key, beside); err != nil {
 		t.Error(err)
 	}
 	for range 2 {

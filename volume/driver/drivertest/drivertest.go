@@ -162,10 +162,11 @@ func (f *Fixture) kubelet(shim string) grpc.UnaryServerInterceptor {
 				r.VolumeContext[k] = v
 			}
 		}
-		if err := f.Store.SetShim(r.VolumeContext["csi.storage.k8s.io/pod.uid"], shim); err != nil {
-			return nil, err
+		resp, err := handler(ctx, req)
+		if err == nil {
+			err = f.Store.SetShim(r.VolumeContext["csi.storage.k8s.io/pod.uid"], shim)
 		}
-		return handler(ctx, req)
+		return resp, err
 	}
 }
 

@@ -250,7 +250,7 @@ func (d *Daemon) open(ctx context.Context, v *volume) error {
 		if bounded.Err() != nil && ctx.Err() == nil {
 			return fmt.Errorf("volume %s: %s does not answer for %v: %w", v.Serial, keeper(v.Volume), openTimeout, errdefs.ErrUnavailable)
 		}
-		return fmt.Errorf("volume %s: open at %s: %w: %w", v.Serial, keeper(v.Volume), err, errdefs.ErrUnavailable)
+		return fmt.Errorf("volume %s: open at %s: %w (can this node reach it, and are image and key right?): %w", v.Serial, keeper(v.Volume), err, errdefs.ErrUnavailable)
 	}
 	size, err := d.nodeSize(bounded, nodeID(v.Serial, round))
 	if err == nil {

@@ -89,8 +89,9 @@ type rules struct {
 	multiNode bool
 }
 
-// DefaultFSTypes are the file systems that every guest mounts.
-var DefaultFSTypes = []string{"ext4"}
+// DefaultFSTypes are the file systems that guests mount, the default first. A guest whose
+// kernel lacks one says so.
+var DefaultFSTypes = []string{"ext4", "xfs"}
 
 // read checks a capability and reads it.
 func (r rules) read(c *csi.VolumeCapability) (use, error) {

@@ -82,7 +82,7 @@ func (c Config) check() error {
 		}
 	}
 	if c.Ceph.User != "" && !cephPattern.MatchString(c.Ceph.User) {
-		return fmt.Errorf("ceph.user: %.128q: want a user's name without client.", c.Ceph.User)
+		return fmt.Errorf("ceph.user: %.128q: want the name of a user of Ceph's", c.Ceph.User)
 	}
 	return nil
 }

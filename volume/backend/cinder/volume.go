@@ -290,6 +290,20 @@ func (b *Backend) Get(ctx context.Context, id string) (backend.Volume, error) {
 	return b.seen(v), nil
 }
 
+// Belongs tells whether a volume is a project's. known is false if there is none of that
+// ID, or, with a credential of profile openstack.Least, none in that project.
+func Belongs(ctx context.Context, cloud *openstack.Cloud, id, project string) (own, known bool, err error) {
+	c, err := cloud.Client(ctx, openstack.Volume, project)
+	if err != nil {
+		return false, false, explain(err, "Cinder")
+	}
+	v, err := openstack.Get[volume](ctx, c, volumes, id)
+	if err != nil || v == nil {
+		return false, false, explain(err, "volume "+id)
+	}
+	return v.Project == project, v.Project != "", nil
+}
+
 // List implements backend.Volumes: the cluster's own, and others that are attached here.
 func (b *Backend) List(ctx context.Context, after string, limit int) ([]backend.Volume, error) {
 	all, err := everywhere[volume](ctx, b, volumesFull, query())

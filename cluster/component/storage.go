@@ -52,7 +52,7 @@ func csiNode(in Input) Component {
 	}
 	c.Path = in.Artifacts.Bin("h8s-csi")
 	c.Args[0] = "h8s-csi"
-	return small(c, "96MiB")
+	return small(c, "64MiB")
 }
 
 // csiController is the keeper of one driver's volumes.
@@ -71,7 +71,7 @@ func csiController(in Input, driver string) Component {
 		c.Args = append(c.Args, "--openstack-cloud-config="+o.CloudConfig, "--openstack-cloud="+o.Cloud)
 	}
 	c.Args = append(c.Args, fmt.Sprintf("--health-address=127.0.0.1:%d", port))
-	return small(c, "96MiB")
+	return small(c, "64MiB")
 }
 
 // csiName is a component's name; those of the local driver have it as it is.
@@ -95,7 +95,7 @@ func (in Input) sidecar(program, driver string, flags ...string) Component {
 		c.After = append(c.After, csiName(CSIController, driver))
 		c.Args = append(c.Args, "--csi-address="+csiSocket(driver))
 	}
-	return small(c, "96MiB")
+	return small(c, "64MiB")
 }
 
 // storage is what of storage runs on the control plane.

@@ -577,10 +577,10 @@ func apiError(err error) error {
 		return err
 	case apierrors.IsNotFound(err):
 		class = errdefs.ErrNotFound
-	case apierrors.IsInvalid(err), apierrors.IsBadRequest(err):
-		class = errdefs.ErrInvalidArgument
-	case apierrors.IsForbidden(err):
-		class = errdefs.ErrPermissionDenied
+	case apierrors.IsInvalid(err), apierrors.IsBadRequest(err), apierrors.IsForbidden(err):
+		// Our own fault, or rights that are yet to be given: a claim is not to blame, and
+		// would not be tried again if it were.
+		class = errdefs.ErrInternal
 	}
 	return fmt.Errorf("%w: %w", err, class)
 }

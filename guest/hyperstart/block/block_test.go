@@ -342,7 +342,7 @@ func TestReadOnlyAfterError(t *testing.T) {
 		_ = os.WriteFile(filepath.Join(dir, "x"), []byte("x"), 0o600)
 		st, err := m.Stats()
 		check(t, err)
-		if !strings.Contains(st.Abnormal, "error") {
+		if !strings.Contains(st.Abnormal, "read-only after") {
 			t.Errorf("abnormal: %q", st.Abnormal)
 		}
 		m.spec.ReadOnly = true // nothing to write back
@@ -364,7 +364,7 @@ func TestAbnormal(t *testing.T) {
 	var st unix.Statfs_t
 	for p, c := range map[string]struct{ value, want string }{
 		"block/sdq/device/state":   {"offline\n", "the disk is offline"},
-		"fs/ext4/sdq/errors_count": {"3\n", "recorded 3 errors"},
+		"fs/ext4/sdq/errors_count": {"3\n", "read-only after 3 errors"},
 	} {
 		p = filepath.Join(sys, p)
 		check(t, os.MkdirAll(filepath.Dir(p), 0o755))

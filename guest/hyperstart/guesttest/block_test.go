@@ -183,6 +183,13 @@ func TestBlockVolumes(t *testing.T) {
 	g = newGuest(t, disk{serial: "vol", path: vol})
 	contains(t, g.sh("again", "cat /v/f /v/last /v/synced", 0, mountAt("v", "/v"), &hyperstart.CreateRequest{Volumes: []*hyperstart.Volume{blockVolume("v", "vol")}}),
 		"kept\nlast\nsynced\n")
+	g.testHealth()
+	g.shutdown()
+	g = newGuest(t, disk{serial: "vol", path: vol})
+	contains(t, g.sh("repaired", "cat /v/f && echo new > /v/new", 0, mountAt("v", "/v"), &hyperstart.CreateRequest{Volumes: []*hyperstart.Volume{blockVolume("v", "vol")}}), "kept\n")
+	if st, err = g.sbxC.VolumeStats(g.ctx(), &hyperstart.VolumeStatsRequest{Serial: "vol"}); err != nil || st.Abnormal != "" {
+		t.Errorf("repaired: %v %v", st, err)
+	}
 	g.shutdown()
 	command(t, "e2fsck", "-fn", vol)
 }
@@ -197,6 +204,27 @@ func (g *guest) testForeign(disks map[string]disk, sums map[string]string) {
 			g.t.Errorf("disk %s: %v, want %q", name, err, want)
 		}
 		g.t.Logf("%s: %v", name, err)
+	}
+}
+
+// testHealth has the kernel find an error in the file system.
+func (g *guest) testHealth() {
+	writable := func(s *specs.Spec) {
+		for i := range s.Mounts {
+			if s.Mounts[i].Destination == "/sys" {
+				s.Mounts[i].Options = []string{"nosuid", "noexec", "nodev"}
+			}
+		}
+		c := s.Process.Capabilities
+		c.Bounding = append(c.Bounding, "CAP_SYS_ADMIN")
+		c.Effective, c.Permitted = c.Bounding, c.Bounding
+	}
+	// Scratch, too: disks' names have no order. It goes on after errors.
+	g.sh("error", "exec 2>&1; for f in /sys/fs/ext4/sd*/trigger_fs_error; do echo test > $f; done; echo x > /v/x && exit 1; exit 0", 0,
+		all(mountAt("v", "/v"), writable), &hyperstart.CreateRequest{Volumes: []*hyperstart.Volume{blockVolume("v", "vol")}})
+	st, err := g.sbxC.VolumeStats(g.ctx(), &hyperstart.VolumeStatsRequest{Serial: "vol"})
+	if err != nil || !strings.Contains(st.Abnormal, "read-only after ") {
+		g.t.Errorf("after an error: %v %v", st, err)
 	}
 }
 

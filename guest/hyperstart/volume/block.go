@@ -15,8 +15,12 @@ import (
 	"github.com/hypernetes/hypernetes/guest/hyperstart/block"
 )
 
-// growTimeout bounds the wait for a disk's new size.
-const growTimeout = 20 * time.Second
+const (
+	// growTimeout bounds the wait for a disk's new size.
+	growTimeout = 20 * time.Second
+	// lookTimeout bounds the search for a disk that should be there.
+	lookTimeout = time.Second
+)
 
 // disk is a block volume's. Checking and mounting it takes as long as it takes, and a
 // disk may hang for ever: so it is done beside the calls, which wait as long as they can
@@ -167,7 +171,11 @@ func (s *Set) used(ctx context.Context, serial string) (use, error) {
 	u, ok := s.disks[serial]
 	s.mu.Unlock()
 	if !ok {
-		return use{}, fmt.Errorf("disk %.80q is no volume of this sandbox: %w", serial, errdefs.ErrNotFound)
+		// One no container has asked for yet.
+		ctx, cancel := context.WithTimeout(ctx, lookTimeout)
+		defer cancel()
+		dev, err := s.host.Find(ctx, serial)
+		return use{device: dev}, err
 	}
 	if u.disk != nil {
 		if err := u.disk.await(ctx); err != nil {

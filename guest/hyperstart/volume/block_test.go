@@ -112,6 +112,9 @@ func TestBlockVolumes(t *testing.T) {
 	if vs.DeviceBytes != 64<<20 || vs.TotalBytes == 0 || vs.UsedBytes+vs.AvailableBytes > vs.TotalBytes || vs.TotalInodes == 0 || vs.Abnormal != "" {
 		t.Errorf("stats: %v", vs)
 	}
+	if vs, err = s.DiskStats(t.Context(), "raw"); err != nil || vs.DeviceBytes != 64<<20 {
+		t.Errorf("stats of a disk nobody uses yet: %v %v", vs, err)
+	}
 	dev, err := s.Device(t.Context(), "raw")
 	check(t, err)
 	if dev != d.dev["raw"] {

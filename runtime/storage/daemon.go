@@ -26,8 +26,10 @@ import (
 const (
 	// openTimeout bounds opening one volume: its keeper may not answer.
 	openTimeout = 15 * time.Second
-	// endTimeout bounds how long a killed daemon may take to be gone.
-	endTimeout = 5 * time.Second
+	// quitTimeout bounds how long it may take to close what it has open, and
+	// endTimeout how long a killed daemon may take to be gone.
+	quitTimeout = 10 * time.Second
+	endTimeout  = 5 * time.Second
 	// modules is where Debian's QEMU has the drivers of networked storage.
 	modules = "/usr/lib/x86_64-linux-gnu/qemu"
 	// maxStderr bounds what is remembered of the daemon's complaints, in bytes.
@@ -69,7 +71,7 @@ func Start(ctx context.Context, c Config) (_ *Daemon, err error) {
 	}
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, d.Close())
+			err = errors.Join(err, d.kill()) // it may wait for somebody who does not answer
 		}
 	}()
 	control, err := d.launch(o, c.Hold)
@@ -388,6 +390,19 @@ func (d *Daemon) Done() <-chan struct{} { return d.done }
 
 // Close ends the daemon and waits for its end. It is idempotent.
 func (d *Daemon) Close() error {
+	// Who lets go of an image spares the next one the wait until Ceph takes it for dead.
+	ctx, cancel := context.WithTimeout(context.Background(), quitTimeout)
+	defer cancel()
+	if _, err := d.qmp.Execute(ctx, "quit", nil); err == nil {
+		select {
+		case <-d.done:
+		case <-ctx.Done():
+		}
+	}
+	return d.kill()
+}
+
+func (d *Daemon) kill() error {
 	defer d.dir.Close()
 	if d.process == nil {
 		return nil

@@ -12,6 +12,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	volumeapi "github.com/hypernetes/hypernetes/api/volume/v1"
+	shimrecord "github.com/hypernetes/hypernetes/runtime/record"
+	"github.com/hypernetes/hypernetes/test/ceph"
 	"github.com/hypernetes/hypernetes/volume/record"
 )
 
@@ -161,6 +163,61 @@ func TestVolumesOutliveTheirVM(t *testing.T) {
 	check(t, err)
 	// At once: stopping has waited for the VM's end.
 	check(t, errors.Join(n.unpublish(), n.store.Unstage(n.fs.Key), n.store.Unstage(n.raw.Key)))
+}
+
+// TestVolumeOfCeph: the Pod's VM has an image of a cluster through its storage daemon; it
+// grows, and a daemon that ends takes the VM along.
+func TestVolumeOfCeph(t *testing.T) {
+	if testing.Short() {
+		t.Skip("skipped: -short, and starting Ceph takes 10 s")
+	}
+	c := ceph.Start(t)
+	c.RBD("create", "--size", "64", "volumes/one")
+	n := newNode(t)
+	st := n.fs.Staged
+	st.Source = record.Source{RBD: &record.RBD{Pool: "volumes", Image: "one", Monitors: []string{c.Monitor}, User: "cinder"}}
+	check(t, n.store.Stage(st, map[string][]byte{record.SecretKey: []byte(c.Key())}))
+	s := n.start()
+	s.up()
+	code, out := s.sh("writer", "echo one >/data/f && /usr/bin/busybox sync && cat /data/f", n.mounted).end()
+	if code != 0 || out != "one\n" {
+		t.Fatalf("exit code %d, output %q", code, out)
+	}
+	c.RBD("resize", "--size", "128", "volumes/one")
+	g, err := s.volumes.Grow(s.ctx(), &volumeapi.GrowRequest{Key: n.fs.Key, SizeBytes: 128 << 20})
+	check(t, err)
+	stats, err := s.volumes.Stats(s.ctx(), &volumeapi.StatsRequest{Key: n.fs.Key})
+	check(t, err)
+	if g.DeviceBytes != 128<<20 || stats.DeviceBytes != 128<<20 || stats.TotalBytes < 96<<20 {
+		t.Errorf("grown to %v, stats %v", g, stats)
+	}
+	check(t, unix.Kill(s.storageDaemon(), unix.SIGKILL))
+	_, err = s.sandbox.WaitSandbox(s.ctx(), &sandboxapi.WaitSandboxRequest{SandboxID: s.id})
+	check(t, err)
+
+	second := n.start()
+	second.up()
+	code, out = second.sh("reader", "cat /data/f", n.mounted).end()
+	if code != 0 || out != "one\n" {
+		t.Errorf("exit code %d, output %q", code, out)
+	}
+	_, err = second.sandbox.StopSandbox(second.ctx(), &sandboxapi.StopSandboxRequest{SandboxID: second.id})
+	check(t, err)
+	check(t, errors.Join(n.unpublish(), n.store.Unstage(n.fs.Key)))
+	if left := c.Watchers("one"); len(left) > 0 {
+		t.Errorf("who had the image open is still known: %v", left)
+	}
+}
+
+// storageDaemon is the pid of the Pod's.
+func (s *shim) storageDaemon() int {
+	s.t.Helper()
+	r, err := shimrecord.Load(s.state(), "k8s.io", s.id)
+	check(s.t, err)
+	if !r.Storage.Alive() {
+		s.t.Fatal("no storage daemon runs")
+	}
+	return r.Storage.PID
 }
 
 // TestPlaceholderOfNoVolume: a container never gets what stands for a volume.

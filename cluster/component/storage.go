@@ -1,6 +1,7 @@
 package component
 
 import (
+	"cmp"
 	"fmt"
 	"strings"
 
@@ -50,6 +51,9 @@ func csiNode(in Input) Component {
 	if in.Settings.OpenStack == nil && !in.Settings.IsAgent() {
 		c.Args = append(c.Args, "--drivers="+driverLocal)
 	}
+	if in.Settings.CinderConfig != "" {
+		c.Args = append(c.Args, "--cinder-config="+in.Settings.CinderConfig)
+	}
 	c.Path = in.Artifacts.Bin("h8s-csi")
 	c.Args[0] = "h8s-csi"
 	return small(c, "64MiB")
@@ -68,7 +72,8 @@ func csiController(in Input, driver string) Component {
 	if driver == driverCinder {
 		port = settings.CSICinderPort
 		o := in.Settings.OpenStack
-		c.Args = append(c.Args, "--openstack-cloud-config="+o.CloudConfig, "--openstack-cloud="+o.Cloud)
+		c.Args = append(c.Args, "--openstack-cloud-config="+o.CloudConfig, "--openstack-cloud="+o.Cloud,
+			"--openstack-profile="+cmp.Or(o.Profile, "full"), "--cinder-config="+in.Settings.CinderConfig)
 	}
 	c.Args = append(c.Args, fmt.Sprintf("--health-address=127.0.0.1:%d", port))
 	return small(c, "64MiB")

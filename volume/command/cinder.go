@@ -17,7 +17,7 @@ import (
 
 // cinder is the driver of OpenStack's volumes.
 func cinder() *Backend {
-	var file, cloud, config string
+	var file, cloud, profile, config string
 	var roots []string
 	storage := func(f *pflag.FlagSet) {
 		f.StringVar(&config, "cinder-config", "", "YAML file that says of Cinder's storage what Cinder does not: NFS exports, Ceph's keyrings (docs/storage.md); none if empty")
@@ -27,6 +27,7 @@ func cinder() *Backend {
 		ControllerFlags: func(f *pflag.FlagSet) {
 			f.StringVar(&file, "openstack-cloud-config", "", "clouds.yaml with the cluster's credentials at OpenStack, readable by its owner only; for "+DriverCinder)
 			f.StringVar(&cloud, "openstack-cloud", "", "which cloud of it")
+			f.StringVar(&profile, "openstack-profile", openstack.Full, "full: the credential has the role admin; least: it has a role in each tenant's project, see docs/storage.md")
 			storage(f)
 		},
 		NodeFlags: func(f *pflag.FlagSet) {
@@ -42,7 +43,7 @@ func cinder() *Backend {
 				return ControllerParts{}, fmt.Errorf("--cinder-config: %w", err)
 			}
 			o := cinderbackend.Options{
-				Cloud:    openstack.Options{File: file, Name: cloud},
+				Cloud:    openstack.Options{File: file, Name: cloud, Profile: profile},
 				Projects: owner.API{Reader: e.Client},
 				Nodes:    usage.API{Reader: e.Client, Driver: DriverCinder},
 			}

@@ -13,10 +13,9 @@ import (
 // Config is what an operator says of a cloud's storage that Cinder does not: a file, which
 // holds no secret.
 type Config struct {
-	// Profile of the credential, openstack.Full or openstack.Least; Full if empty. Role is
-	// what it gives itself in tenants' projects; member if empty.
-	Profile string `json:"profile,omitempty"`
-	Role    string `json:"role,omitempty"`
+	// Role is what the cluster's account gives itself in tenants' projects, if it may; member
+	// if empty.
+	Role string `json:"role,omitempty"`
 	// Exports are the directories of nodes where Cinder's NFS exports are mounted, by export.
 	Exports map[string]string `json:"exports,omitempty"`
 	Ceph    *CephConfig       `json:"ceph,omitempty"`
@@ -55,9 +54,6 @@ func ReadConfig(path string) (Config, error) {
 }
 
 func (c Config) check() error {
-	if c.Profile != "" && c.Profile != "full" && c.Profile != "least" {
-		return fmt.Errorf("profile %.64q: want full or least", c.Profile)
-	}
 	for export, dir := range c.Exports {
 		if !exportPattern.MatchString(export) {
 			return fmt.Errorf("exports: %.256q: want HOST:/PATH, as Cinder names it", export)
@@ -105,7 +101,7 @@ func (c Config) Roots() []string {
 
 // Apply makes options of it. It reads the keys.
 func (c Config) Apply(o *Options) error {
-	o.Cloud.Profile, o.Role, o.Exports = c.Profile, c.Role, c.Exports
+	o.Role, o.Exports = c.Role, c.Exports
 	if c.Ceph == nil {
 		return nil
 	}

@@ -185,7 +185,7 @@ func TestConfig(t *testing.T) {
 	}
 	keyring := write("keyring", "[client.cinder]\nkey = "+cindertest.Key, 0o600)
 	wide := write("wide", "[client.cinder]\nkey = "+cindertest.Key, 0o644)
-	text := "profile: least\nrole: volumes\nexports:\n  10.0.0.3:/srv: /mnt/b\n  '[fd00::1]:/a': /mnt/a\n  10.0.0.4:/srv: /mnt/b\nceph:\n  conf: /etc/ceph/ceph.conf\n  keyrings: [" + keyring + "]\n"
+	text := "role: volumes\nexports:\n  10.0.0.3:/srv: /mnt/b\n  '[fd00::1]:/a': /mnt/a\n  10.0.0.4:/srv: /mnt/b\nceph:\n  conf: /etc/ceph/ceph.conf\n  keyrings: [" + keyring + "]\n"
 	c, err := ReadConfig(write("good", text, 0o644))
 	if err != nil || !slices.Equal(c.Roots(), []string{"/mnt/a", "/mnt/b"}) {
 		t.Fatalf("%+v %v", c, err)
@@ -195,14 +195,14 @@ func TestConfig(t *testing.T) {
 		t.Fatal(err)
 	}
 	f, _ := o.Fence.(*Ceph)
-	if o.Cloud.Profile != "least" || o.Role != "volumes" || o.Keys["cinder"] != cindertest.Key || f == nil || f.User != "cinder" || f.Keyring != keyring {
+	if o.Role != "volumes" || o.Keys["cinder"] != cindertest.Key || f == nil || f.User != "cinder" || f.Keyring != keyring {
 		t.Errorf("%+v", o)
 	}
 	if c, err := ReadConfig(""); err != nil || c.Apply(&Options{}) != nil {
 		t.Errorf("%v", err)
 	}
 	for bad, want := range map[string]string{
-		"profile: x": "full or least", "exports: {/srv: /mnt}": "HOST:/PATH", "exports: {'10.0.0.3:/srv': mnt}": "absolute", "exports: {'10.0.0.3:/srv': /}": "absolute",
+		"exports: {/srv: /mnt}": "HOST:/PATH", "exports: {'10.0.0.3:/srv': mnt}": "absolute", "exports: {'10.0.0.3:/srv': /}": "absolute",
 		"ceph: {conf: /x}": "ceph.keyrings", "ceph: {keyrings: [x]}": "absolute", "ceph: {keyrings: [/x], user: 'a b'}": "ceph.user", "unknown: 1": "unknown", "[]": "",
 	} {
 		if _, err := ReadConfig(write("bad", bad, 0o644)); !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), want) {

@@ -3,6 +3,7 @@ package guesttest
 import (
 	"context"
 	"crypto/sha256"
+	"encoding/json"
 	"fmt"
 	"io"
 	"os"
@@ -265,6 +266,21 @@ mknod /dev/loop b 7 0; dd if=/dev/loop of=/dev/null bs=512 count=1; echo loop=$?
 	text = g.sh("raw-ro", "exec 2>&1; dd if=/dev/data bs=9 count=1 2>/dev/null; echo x > /dev/data; echo write=$?", 0, placeholder,
 		&hyperstart.CreateRequest{BlockDevices: []*hyperstart.BlockDevice{{Path: "/dev/data", Serial: "raw", ReadOnly: true}}})
 	contains(g.t, text, "raw data\n", "Operation not permitted", "write=1\n")
+	// An update brings the spec's rules again, with the host's numbers.
+	g.sleeper("raw-long", func(in *hyperstart.CreateRequest) {
+		in.BlockDevices = []*hyperstart.BlockDevice{{Path: "/dev/data", Serial: "raw"}}
+		in.Spec = runtimeSpec(g.t, placeholder, "sh", "-c", "trap 'exit 0' TERM; echo ready; sleep 1000 & wait")
+	})
+	limit := int64(32 << 20)
+	update, err := json.Marshal(&specs.LinuxResources{Memory: &specs.LinuxMemory{Limit: &limit},
+		Devices: []specs.LinuxDeviceCgroup{{Access: "rwm"}, {Allow: true, Type: "b", Major: &seven, Minor: &zero, Access: "rwm"}}})
+	check(g.t, err)
+	_, err = g.ctrs.Update(g.ctx(), &hyperstart.UpdateRequest{ContainerId: "raw-long", Resources: update})
+	check(g.t, err)
+	contains(g.t, g.exec("raw-long", "r", 0, false, "dd", "if=/dev/data", "bs=9", "count=1"), "raw data\n")
+	g.signal("raw-long", 15, false)
+	g.exit("raw-long", "", 0)
+	g.delete("raw-long", "", 0)
 	text = g.sh("none", "ls /dev/data", 1, nil, nil)
 	contains(g.t, text, "No such file")
 	st, err := g.sbxC.VolumeStats(context.Background(), &hyperstart.VolumeStatsRequest{Serial: "raw"})

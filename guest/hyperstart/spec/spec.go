@@ -101,12 +101,14 @@ func Process(raw []byte, terminal bool) ([]byte, error) {
 	return json.Marshal(&p)
 }
 
-// Resources fits an update's resources.
+// Resources fits an update's resources. Which devices a container may use does not
+// change: an update repeats the host's rules, whose numbers are not the guest's.
 func Resources(raw []byte, swap bool) ([]byte, error) {
 	var r specs.LinuxResources
 	if err := json.Unmarshal(raw, &r); err != nil {
 		return nil, fmt.Errorf("parse resources: %w: %w", errdefs.ErrInvalidArgument, err)
 	}
+	r.Devices = nil
 	return json.Marshal(fitResources(&r, swap))
 }
 

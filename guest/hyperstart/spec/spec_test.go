@@ -163,3 +163,10 @@ func TestDevices(t *testing.T) {
 		}
 	}
 }
+
+func TestUpdateLeavesDevices(t *testing.T) {
+	out, err := Resources([]byte(`{"devices":[{"allow":false,"access":"rwm"}],"memory":{"limit":5}}`), true)
+	if err != nil || string(out) != `{"memory":{"limit":5}}` {
+		t.Errorf("%s, %v", out, err)
+	}
+}

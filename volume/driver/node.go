@@ -290,18 +290,18 @@ func standing(there []placeholder.Placeholder, key string, p record.Publication)
 	return false
 }
 
-// publication finds the one at a path.
-func (n *Node) publication(key, target string) (record.Publication, error) {
+// publication finds one; the error is errdefs.ErrNotFound if there is none.
+func (n *Node) publication(key string, is func(record.Publication) bool) (record.Publication, error) {
 	pubs, err := n.Store.Publications(key)
 	if err != nil {
 		return record.Publication{}, err
 	}
 	for _, p := range pubs {
-		if p.Target == target {
+		if is(p) {
 			return p, nil
 		}
 	}
-	return record.Publication{}, fmt.Errorf("volume %s is not published at %.200q: %w", key, target, errdefs.ErrNotFound)
+	return record.Publication{}, errdefs.ErrNotFound
 }
 
 // NodeGetVolumeStats implements csi.NodeServer.
@@ -317,8 +317,13 @@ func (n *Node) NodeGetVolumeStats(ctx context.Context, r *csi.NodeGetVolumeStats
 		return nil, fmt.Errorf("volume %q: %w", bounded(r.GetVolumeId()), errdefs.ErrNotFound)
 	}
 	key := record.Key(n.Driver, r.GetVolumeId())
-	p, err := n.publication(key, r.GetVolumePath())
-	if err != nil {
+	// Of a raw device the kubelet names where it holds it itself: …/volumeDevices/PV/dev/POD.
+	p, err := n.publication(key, func(p record.Publication) bool {
+		return p.Target == r.GetVolumePath() || p.Mode == record.Block && p.PodUID == filepath.Base(r.GetVolumePath())
+	})
+	if errdefs.IsNotFound(err) {
+		return nil, fmt.Errorf("volume %s is not published at %.200q: %w", r.GetVolumeId(), r.GetVolumePath(), err)
+	} else if err != nil {
 		return nil, err
 	}
 	s, err := n.Machines.Stats(ctx, p.PodUID, key)

@@ -555,7 +555,16 @@ func TestStats(t *testing.T) {
 	v.code("no VM", err, codes.Unavailable, "pod-1")
 	v.ok("unpublish", v.unpublish("pod-1"))
 	_, err = ask()
-	v.code("unpublished", err, codes.NotFound)
+	v.code("unpublished", err, codes.NotFound, v.target("pod-1"))
+
+	// The kubelet asks for a raw device at a path of its own.
+	v = c.volume("b", blockCap(rwo))
+	v.ok("publish", v.publishTo("pod-1", false))
+	r, err = c.NodeGetVolumeStats(t.Context(), &csi.NodeGetVolumeStatsRequest{VolumeId: v.id, VolumePath: "/var/lib/kubelet/plugins/kubernetes.io/csi/volumeDevices/pv-1/dev/pod-1"})
+	if err != nil || len(r.GetUsage()) != 1 || r.GetUsage()[0].GetTotal() != 1<<30 {
+		t.Errorf("stats of a raw device: %v, %v", r, err)
+	}
+	v.ok("unpublish", v.unpublish("pod-1"))
 }
 
 func TestExpand(t *testing.T) {

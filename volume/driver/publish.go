@@ -193,7 +193,7 @@ func (n *Node) NodeUnpublishVolume(ctx context.Context, r *csi.NodeUnpublishVolu
 		return nil, err
 	}
 	defer unlock()
-	p, err := n.publication(key, r.GetTargetPath())
+	p, err := n.publication(key, func(p record.Publication) bool { return p.Target == r.GetTargetPath() })
 	switch {
 	case errdefs.IsNotFound(err):
 	case err != nil:

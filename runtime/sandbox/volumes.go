@@ -288,7 +288,7 @@ func (s *Sandbox) VolumeStats(ctx context.Context, key string) (*volumeapi.Stats
 	defer cancel()
 	a, err := s.client(ctx)
 	if err != nil {
-		return nil, fmt.Errorf("%w: %w", err, errdefs.ErrUnavailable)
+		return nil, late(ctx, fmt.Errorf("%w: %w", err, errdefs.ErrUnavailable))
 	}
 	// The disk as the guest has it is not larger than what there is.
 	size, err := s.volumeSize(at)
@@ -320,7 +320,8 @@ func late(ctx context.Context, err error) error {
 	if ctx.Err() == nil {
 		return err
 	}
-	return fmt.Errorf("no answer in time: %w: %w", err, errdefs.ErrUnavailable)
+	// Not wrapped: a deadline of its own would pass for the caller's.
+	return fmt.Errorf("no answer in time: %v: %w", err, errdefs.ErrUnavailable)
 }
 
 // growTime bounds growing: the guest's file system may be large.

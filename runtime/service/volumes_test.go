@@ -1,6 +1,7 @@
 package service
 
 import (
+	"context"
 	"errors"
 	"math"
 	"net"
@@ -133,6 +134,24 @@ func TestVolumes(t *testing.T) {
 	}
 	for _, a := range []record.Attachment{data, raw, ro} {
 		check(t, errors.Join(n.store.Unpublish(a.Key, "uid-1"), n.store.Unstage(a.Key)))
+	}
+}
+
+// TestSlowGuest: who asks for statistics is not kept waiting by a guest.
+func TestSlowGuest(t *testing.T) {
+	s, n := withNode(t, &vmmtest.VMM{})
+	a := n.publish("data")
+	vm := s.up()
+	vm.Agent.Lock()
+	vm.Agent.Mutiny = func(ctx context.Context, method string) error {
+		if method == "VolumeStats" {
+			<-ctx.Done()
+		}
+		return nil
+	}
+	vm.Agent.Unlock()
+	if _, err := s.volumes().Stats(s.ctx(), &volumeapi.StatsRequest{Key: a.Key}); !errdefs.IsUnavailable(errgrpc.ToNative(err)) {
+		t.Errorf("stats: %v", err)
 	}
 }
 

@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	sandboxapi "github.com/containerd/containerd/api/runtime/sandbox/v1"
+	taskapi "github.com/containerd/containerd/api/runtime/task/v3"
 	"github.com/containerd/errdefs"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
@@ -163,6 +164,25 @@ func TestVolumesOutliveTheirVM(t *testing.T) {
 	check(t, err)
 	// At once: stopping has waited for the VM's end.
 	check(t, errors.Join(n.unpublish(), n.store.Unstage(n.fs.Key), n.store.Unstage(n.raw.Key)))
+}
+
+// TestShimKilledWithVolumes: they are free when its VM is gone, which is at once.
+func TestShimKilledWithVolumes(t *testing.T) {
+	n := newNode(t)
+	s := n.start()
+	s.up()
+	if err := n.unpublish(); !errdefs.IsUnavailable(err) {
+		t.Errorf("unpublished under the vm: %v", err)
+	}
+	r, err := s.task.Connect(s.ctx(), &taskapi.ConnectRequest{ID: s.id})
+	check(t, err)
+	check(t, unix.Kill(int(r.ShimPid), unix.SIGKILL))
+	s.run(nil, "delete", "-bundle", s.bundle)
+	check(t, errors.Join(n.unpublish(), n.store.Unstage(n.fs.Key), n.store.Unstage(n.raw.Key)))
+	if _, err := n.store.Shim("uid-1"); !errdefs.IsNotFound(err) {
+		t.Errorf("the shim's address is left: %v", err)
+	}
+	s.forgetUsers()
 }
 
 // TestVolumeOfCeph: the Pod's VM has an image of a cluster through its storage daemon; it

@@ -341,7 +341,8 @@ func (s Store) published(key string) ([]string, error) {
 	return out, nil
 }
 
-// Unpublish forgets that a Pod has a volume; it succeeds if that is so already.
+// Unpublish forgets that a Pod has a volume, and with its last one where its shim was; it
+// succeeds if that is so already.
 //
 // Errors: errdefs.ErrUnavailable while the Pod's VM has it.
 func (s Store) Unpublish(key, podUID string) error {
@@ -365,6 +366,13 @@ func (s Store) Unpublish(key, podUID string) error {
 		if err := remove(path); err != nil {
 			return fmt.Errorf("unpublish volume %s: %w", key, err)
 		}
+	}
+	// A shim that was killed leaves its address.
+	if left, err := filepath.Glob(filepath.Join(s.volumes(), "*", "pods", podUID+".json")); err != nil || len(left) > 0 {
+		return err
+	}
+	if err := remove(s.shim(podUID)); err != nil {
+		return fmt.Errorf("unpublish volume %s: %w", key, err)
 	}
 	return nil
 }

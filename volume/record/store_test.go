@@ -264,10 +264,16 @@ func TestLife(t *testing.T) {
 	for _, f := range held {
 		_ = f.Close()
 	}
+	if err := s.SetShim("pod-1", "unix:///run/killed"); err != nil {
+		t.Fatal(err)
+	}
 	for range 2 {
 		if err := s.Unpublish(key, "pod-1"); err != nil {
 			t.Fatal(err)
 		}
+	}
+	if _, err := s.Shim("pod-1"); !errdefs.IsNotFound(err) {
+		t.Errorf("a killed shim's address is left: %v", err)
 	}
 	for range 2 {
 		if err := s.Unstage(key); err != nil {

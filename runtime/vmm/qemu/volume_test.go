@@ -108,6 +108,38 @@ func TestPersistentDisk(t *testing.T) {
 	}
 }
 
+// TestSharedDisk: two VMs write one disk if it is shared, and only then.
+func TestSharedDisk(t *testing.T) {
+	files := variants(t)
+	c := config(files[len(files)-1])
+	f, path := diskFile(t, 1<<20)
+	c.Disks = []vmm.Disk{{Serial: "vol", File: f, Persistent: true, Shared: true}}
+	one := boot(t, c)
+	again := func() *os.File {
+		f, err := os.OpenFile(path, os.O_RDWR|unix.O_DIRECT, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = f.Close() })
+		return f
+	}
+	other := c
+	other.ID, other.Disks = "other", []vmm.Disk{{Serial: "vol", File: again(), Persistent: true, Shared: true}}
+	two := boot(t, other)
+	one.ask("put vol one", "put")
+	two.ask("put vol two", "put")
+	if b, err := os.ReadFile(path); err != nil || !strings.HasPrefix(string(b), "two\x00") {
+		t.Errorf("the file has %.20q, %v", b, err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), bootTimeout)
+	defer cancel()
+	other.ID, other.Disks = "third", []vmm.Disk{{Serial: "vol", File: again(), Persistent: true}}
+	if v, err := New(host(t)).Start(ctx, other); err == nil {
+		_ = v.Kill()
+		t.Error("a vm has a shared disk for itself")
+	}
+}
+
 // fdFlags returns how a process has a file open.
 func fdFlags(t *testing.T, pid int, path string) int {
 	t.Helper()

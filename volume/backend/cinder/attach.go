@@ -163,6 +163,7 @@ func (b *Backend) Attach(ctx context.Context, a backend.Attach) (backend.Connect
 	if err != nil {
 		return none, errors.Join(err, b.drop(context.WithoutCancel(ctx), c, made.ID))
 	}
+	b.watch(connection)
 	return connection, nil
 }
 
@@ -304,6 +305,9 @@ func (b *Backend) detach(ctx context.Context, c *openstack.Client, v *volume, no
 		if err := b.drop(ctx, c, a.ID); err != nil {
 			return err
 		}
+		b.mu.Lock()
+		delete(b.fresh, a.ID)
+		b.mu.Unlock()
 	}
 	attaching := strings.TrimPrefix(v.Metadata[metaAttaching], b.o.Cluster+"/")
 	if attaching == v.Metadata[metaAttaching] || node != "" && attaching != node {

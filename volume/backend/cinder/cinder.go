@@ -89,6 +89,8 @@ type Backend struct {
 	ownKnown bool
 	// where volumes were found, of profile openstack.Least only.
 	where map[string]string
+	// fresh are attachments that are new, by ID.
+	fresh map[string]fresh
 	// orphans since when attachments are nobody's.
 	orphans map[string]time.Time
 }
@@ -110,7 +112,7 @@ func New(o Options) (*Backend, error) {
 		o.Role = "member"
 	}
 	o.Poll, o.Settle, o.Orphan = or(o.Poll, defaultPoll), or(o.Settle, defaultSettle), or(o.Orphan, defaultOrphan)
-	b := &Backend{o: o, where: map[string]string{}, orphans: map[string]time.Time{}}
+	b := &Backend{o: o, where: map[string]string{}, fresh: map[string]fresh{}, orphans: map[string]time.Time{}}
 	var err error
 	if b.cloud, err = openstack.New(o.Cloud); err != nil {
 		return nil, err

@@ -351,32 +351,32 @@ func TestRoles(t *testing.T) {
 	l.fake.Grant("least", cindertest.Beta, "member")
 }
 
-// ceph is a Fence in memory.
-type ceph struct {
+// fences is a Fence in memory.
+type fences struct {
 	open, past map[string][]string
 	blocked    []string
 	fail       error
 }
 
-func (c *ceph) Clients(_ context.Context, r record.RBD) ([]string, error) {
+func (c *fences) Clients(_ context.Context, r record.RBD) ([]string, error) {
 	return slices.Clone(c.open[r.Image]), c.fail
 }
 
-func (c *ceph) Remember(_ context.Context, r record.RBD, name string, clients []string) error {
+func (c *fences) Remember(_ context.Context, r record.RBD, name string, clients []string) error {
 	c.past[r.Image+name] = clients
 	return c.fail
 }
 
-func (c *ceph) Remembered(_ context.Context, r record.RBD, name string) ([]string, error) {
+func (c *fences) Remembered(_ context.Context, r record.RBD, name string) ([]string, error) {
 	return slices.Clone(c.past[r.Image+name]), c.fail
 }
 
-func (c *ceph) Forget(_ context.Context, r record.RBD, name string) error {
+func (c *fences) Forget(_ context.Context, r record.RBD, name string) error {
 	delete(c.past, r.Image+name)
 	return c.fail
 }
 
-func (c *ceph) Block(_ context.Context, client string) error {
+func (c *fences) Block(_ context.Context, client string) error {
 	c.blocked = append(c.blocked, client)
 	for image, all := range c.open {
 		c.open[image] = slices.DeleteFunc(all, func(x string) bool { return x == client })
@@ -413,7 +413,7 @@ func TestFence(t *testing.T) {
 		"the target forgets it": {kind: "iscsi", use: InUse, detached: true},
 	} {
 		t.Run(name, func(t *testing.T) {
-			f := &ceph{open: map[string][]string{}, past: map[string][]string{}}
+			f := &fences{open: map[string][]string{}, past: map[string][]string{}}
 			w := fake(t, func(o *Options) {
 				if !x.noCeph {
 					o.Fence = f
@@ -441,7 +441,7 @@ func TestFence(t *testing.T) {
 
 // TestNote: clients are remembered while they have the volume.
 func TestNote(t *testing.T) {
-	f := &ceph{open: map[string][]string{}, past: map[string][]string{}}
+	f := &fences{open: map[string][]string{}, past: map[string][]string{}}
 	w := fake(t, func(o *Options) { o.Fence = f })
 	v := w.create(backend.Create{Name: "note"})
 	c, err := w.Attach(t.Context(), backend.Attach{Volume: v.ID, Node: "node-1"})
@@ -450,12 +450,20 @@ func TestNote(t *testing.T) {
 	image := "volume-" + v.ID
 	for _, client := range []string{"10.0.0.1:0/1", "10.0.0.1:0/2", "10.0.0.1:0/2"} {
 		f.open[image] = []string{client}
-		w.must(w.Sweep(t.Context()))
+		if client == "10.0.0.1:0/1" {
+			w.must(w.noteNew(t.Context(), time.Now()))
+		} else {
+			w.must(w.Sweep(t.Context()))
+		}
 	}
 	if got := f.past[image+c.Attachment]; !slices.Equal(got, []string{"10.0.0.1:0/1", "10.0.0.1:0/2"}) {
 		t.Errorf("remembered %v", got)
 	}
+	w.must(w.noteNew(t.Context(), time.Now().Add(time.Hour)))
 	w.must(w.Detach(t.Context(), v.ID, "node-1"))
+	if len(w.fresh) != 0 {
+		t.Errorf("still new: %v", w.fresh)
+	}
 	if len(f.blocked) != 0 {
 		t.Errorf("a node that let go was shut out: %v", f.blocked)
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"time"
 
@@ -11,6 +12,7 @@ import (
 	"github.com/containerd/log"
 
 	"github.com/hypernetes/hypernetes/network/openstack"
+	"github.com/hypernetes/hypernetes/volume/backend"
 	"github.com/hypernetes/hypernetes/volume/record"
 )
 
@@ -139,21 +141,65 @@ func (b *Backend) fenceRBD(ctx context.Context, v *volume, a *attachment, in *in
 	return b.o.Fence.Forget(ctx, image, a.ID)
 }
 
-// every is how often Run looks.
-const every = 30 * time.Second
+// How often Run looks at all attachments, how often at those that are new, and for how
+// long those are.
+const (
+	every     = time.Minute
+	everyNew  = 3 * time.Second
+	newForNow = 5 * time.Minute
+)
+
+// fresh is an attachment that a client of Ceph is about to use.
+type fresh struct {
+	image record.RBD
+	until time.Time
+}
+
+// watch has an attachment's first clients noted soon: they must be known before their node
+// is cut off.
+func (b *Backend) watch(c backend.Connection) {
+	if b.o.Fence == nil || c.Source.RBD == nil || c.Shared {
+		return
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.fresh[c.Attachment] = fresh{*c.Source.RBD, time.Now().Add(newForNow)}
+}
+
+// noteNew notes the clients of new attachments.
+func (b *Backend) noteNew(ctx context.Context, now time.Time) error {
+	b.mu.Lock()
+	all := maps.Clone(b.fresh)
+	for id, f := range b.fresh {
+		if now.After(f.until) {
+			delete(b.fresh, id)
+		}
+	}
+	b.mu.Unlock()
+	var errs []error
+	for id, f := range all {
+		errs = append(errs, b.noteImage(ctx, f.image, id))
+	}
+	return errors.Join(errs...)
+}
 
 // Run does what no request asks for until ctx ends: it notes which clients of Ceph have
 // the volumes that are attached, and takes away attachments that nobody wants.
 func (b *Backend) Run(ctx context.Context) error {
-	t := time.NewTicker(every)
-	defer t.Stop()
+	all, some := time.NewTicker(every), time.NewTicker(everyNew)
+	defer all.Stop()
+	defer some.Stop()
 	for {
+		var err error
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-t.C:
+		case <-all.C:
+			err = b.Sweep(ctx)
+		case now := <-some.C:
+			err = b.noteNew(ctx, now)
 		}
-		if err := b.Sweep(ctx); err != nil && ctx.Err() == nil {
+		if err != nil && ctx.Err() == nil {
 			log.G(ctx).WithError(err).Warn("look after attachments")
 		}
 	}
@@ -257,7 +303,10 @@ func (b *Backend) note(ctx context.Context, v *volume, id string) error {
 	if err := (translator{}).rbd(&info{Name: in.Name, Hosts: in.Hosts, Ports: in.Ports}, &out); err != nil {
 		return err
 	}
-	image := *out.source.RBD
+	return b.noteImage(ctx, *out.source.RBD, id)
+}
+
+func (b *Backend) noteImage(ctx context.Context, image record.RBD, id string) error {
 	now, err := b.o.Fence.Clients(ctx, image)
 	if err != nil || len(now) == 0 {
 		return err

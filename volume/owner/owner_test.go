@@ -6,55 +6,97 @@ import (
 	"github.com/containerd/errdefs"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/runtime"
-	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
+	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/client/fake"
 
 	v1alpha1 "github.com/hypernetes/hypernetes/api/hypernetes/v1alpha1"
 	"github.com/hypernetes/hypernetes/identity/binding"
+	"github.com/hypernetes/hypernetes/test/controlplane"
 )
 
+// TestOwnerOf asks a fake, and the real API server, whose selectors are not the fake's.
 func TestOwnerOf(t *testing.T) {
-	scheme := runtime.NewScheme()
-	for _, add := range []func(*runtime.Scheme) error{clientgoscheme.AddToScheme, v1alpha1.AddToScheme} {
-		if err := add(scheme); err != nil {
+	scheme := controlplane.Scheme()
+	t.Run("fake", func(t *testing.T) {
+		ownerOf(t, fake.NewClientBuilder().WithScheme(scheme).WithIndex(&v1alpha1.TenantNamespace{}, binding.IndexName, func(o client.Object) []string { return []string{o.GetName()} }).
+			WithStatusSubresource(&v1alpha1.Tenant{}, &v1alpha1.TenantNamespace{}).Build())
+	})
+	t.Run("real", func(t *testing.T) {
+		c, err := client.New(controlplane.Start(t), client.Options{Scheme: scheme})
+		if err != nil {
 			t.Fatal(err)
 		}
+		ownerOf(t, c)
+	})
+}
+
+func ownerOf(t *testing.T, c client.Client) {
+	ctx := t.Context()
+	put := func(o client.Object) client.Object {
+		t.Helper()
+		if err := c.Create(ctx, o); err != nil {
+			t.Fatal(err)
+		}
+		return o
 	}
-	ns := func(name string) *corev1.Namespace {
-		return &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name, UID: "uid-of-1"}}
+	namespace := func(name string) types.UID {
+		return put(&corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name, UID: types.UID("uid-of-" + name)}}).GetUID()
 	}
-	bound := func(tenant, name, uid string) *v1alpha1.TenantNamespace {
-		return &v1alpha1.TenantNamespace{
-			ObjectMeta: metav1.ObjectMeta{Namespace: v1alpha1.HomePrefix + tenant, Name: name, UID: "tns-1"},
-			Status:     v1alpha1.TenantNamespaceStatus{NamespaceUID: uid},
+	bind := func(tenant, name string, uid types.UID) {
+		t.Helper()
+		if err := c.Get(ctx, client.ObjectKey{Name: v1alpha1.HomePrefix + tenant}, &corev1.Namespace{}); err != nil {
+			namespace(v1alpha1.HomePrefix + tenant)
+		}
+		tns := &v1alpha1.TenantNamespace{ObjectMeta: metav1.ObjectMeta{Namespace: v1alpha1.HomePrefix + tenant, Name: name, UID: types.UID("tns-" + name)}}
+		put(tns)
+		tns.Status.NamespaceUID = string(uid)
+		if err := c.Status().Update(ctx, tns); err != nil {
+			t.Fatal(err)
+		}
+		if uid == "" {
+			ns := &corev1.Namespace{}
+			if err := c.Get(ctx, client.ObjectKey{Name: name}, ns); err != nil {
+				t.Fatal(err)
+			}
+			ns.Annotations = map[string]string{binding.AnnotationOwner: string(tns.UID)}
+			if err := c.Update(ctx, ns); err != nil {
+				t.Fatal(err)
+			}
 		}
 	}
-	tenant := func(name, project string, conditions ...metav1.Condition) *v1alpha1.Tenant {
+	tenant := func(name, project string, conditions ...metav1.Condition) {
+		t.Helper()
 		x := &v1alpha1.Tenant{ObjectMeta: metav1.ObjectMeta{Name: name}}
 		if project != "" {
 			x.Spec.Keystone = &v1alpha1.KeystoneProject{ProjectID: project}
 		}
+		put(x)
 		x.Status.Conditions = conditions
-		return x
+		if err := c.Status().Update(ctx, x); err != nil {
+			t.Fatal(err)
+		}
 	}
-	being := ns("being-bound")
-	being.Annotations = map[string]string{binding.AnnotationOwner: "tns-1"}
-	api := API{fake.NewClientBuilder().WithScheme(scheme).WithIndex(&v1alpha1.TenantNamespace{}, binding.IndexName, func(o client.Object) []string { return []string{o.GetName()} }).
-		WithStatusSubresource(&v1alpha1.Tenant{}).WithObjects(
-		ns("default"), ns("web"), ns("bare"), ns("taken"), ns("forged"), ns("orphan"), being,
-		bound("a", "web", "uid-of-1"), bound("b", "bare", "uid-of-1"), bound("c", "taken", "uid-of-1"), bound("a", "forged", "uid-of-another"),
-		bound("lost", "orphan", "uid-of-1"), bound("a", "being-bound", ""),
-		tenant("a", "project-a"), tenant("b", ""),
-		tenant("c", "project-a", metav1.Condition{Type: conditionProject, Status: metav1.ConditionFalse, Reason: "ProjectTaken", Message: "tenant a has this project", LastTransitionTime: metav1.Now()}),
-	).Build()}
-	for _, c := range []struct {
+	const project = "0123456789abcdef0123456789abcdef"
+	tenant("a", project)
+	tenant("b", "")
+	tenant("c", project, metav1.Condition{Type: conditionProject, Status: metav1.ConditionFalse, Reason: "ProjectTaken", Message: "tenant a has this project", LastTransitionTime: metav1.Now()})
+	namespace("free")
+	bind("a", "web", namespace("web"))
+	bind("b", "bare", namespace("bare"))
+	bind("c", "taken", namespace("taken"))
+	namespace("forged")
+	bind("a", "forged", "uid-of-another")
+	bind("lost", "orphan", namespace("orphan"))
+	namespace("being-bound")
+	bind("a", "being-bound", "")
+
+	for _, x := range []struct {
 		namespace, want string
 		is              func(error) bool
 	}{
-		{"default", "", nil},
-		{"web", "project-a", nil},
+		{"free", "", nil},
+		{"web", project, nil},
 		{"bare", "", errdefs.IsFailedPrecondition},
 		{"taken", "", errdefs.IsFailedPrecondition},
 		// A TenantNamespace of the same name that is bound to another Namespace.
@@ -63,13 +105,9 @@ func TestOwnerOf(t *testing.T) {
 		{"being-bound", "", errdefs.IsUnavailable},
 		{"missing", "", errdefs.IsNotFound},
 	} {
-		got, err := api.OwnerOf(t.Context(), c.namespace)
-		if got != c.want || (c.is == nil) != (err == nil) || c.is != nil && !c.is(err) {
-			t.Errorf("%s: %q, %v", c.namespace, got, err)
+		got, err := API{c}.OwnerOf(ctx, x.namespace)
+		if got != x.want || (x.is == nil) != (err == nil) || x.is != nil && !x.is(err) {
+			t.Errorf("%s: %q, %v", x.namespace, got, err)
 		}
-	}
-	all, err := api.Owners(t.Context())
-	if err != nil || len(all) != 1 || all[0] != "project-a" {
-		t.Errorf("owners %v: %v", all, err)
 	}
 }

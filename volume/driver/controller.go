@@ -19,6 +19,8 @@ import (
 const (
 	// DefaultBytes is what a volume has if nobody says; it is also the least.
 	DefaultBytes = 1 << 30
+	// minXFS is what mkfs.xfs wants (xfsprogs 5.19).
+	minXFS = 300 << 20
 	// maxPage bounds a list, and so a message.
 	maxPage = 1000
 )
@@ -113,13 +115,14 @@ func (c *Controller) CreateVolume(ctx context.Context, r *csi.CreateVolumeReques
 	if len(r.GetVolumeCapabilities()) == 0 {
 		return nil, fmt.Errorf("volume_capabilities are missing: set one at least: %w", errdefs.ErrInvalidArgument)
 	}
-	ask := backend.Create{Name: r.GetName()}
+	ask, xfs := backend.Create{Name: r.GetName()}, false
 	for _, vc := range r.GetVolumeCapabilities() {
 		u, err := c.rules().read(vc)
 		if err != nil {
 			return nil, err
 		}
 		ask.MultiAttach = ask.MultiAttach || u.nodes
+		xfs = xfs || u.fsType == "xfs"
 	}
 	volumeContext, err := c.parameters(r, &ask)
 	if err != nil {
@@ -143,6 +146,9 @@ func (c *Controller) CreateVolume(ctx context.Context, r *csi.CreateVolumeReques
 		if ask.MaxBytes != 0 {
 			ask.MinBytes = min(ask.MinBytes, ask.MaxBytes)
 		}
+	}
+	if xfs && ask.MinBytes < minXFS {
+		return nil, bad("capacity_range.required_bytes", ask.MinBytes, fmt.Sprintf("xfs needs %d: ask for as many at least, or use ext4", minXFS), errdefs.ErrOutOfRange)
 	}
 	ask.Topologies = c.topologies(r.GetAccessibilityRequirements())
 	v, err := c.Volumes.Create(ctx, ask)

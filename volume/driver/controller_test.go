@@ -76,6 +76,10 @@ func TestBadInput(t *testing.T) {
 		{"mount options", fs(func(m *csi.VolumeCapability_MountVolume) {
 			m.MountFlags = strings.Split(strings.Repeat("noatime ", 33), " ")
 		}), codes.InvalidArgument, []string{"mountOptions", "32"}},
+		{"small xfs", create(c, func(r *csi.CreateVolumeRequest) {
+			r.VolumeCapabilities[0].GetMount().FsType = "xfs"
+			r.CapacityRange = &csi.CapacityRange{RequiredBytes: 256 << 20}
+		}), codes.OutOfRange, []string{"required_bytes", "268435456", "314572800"}},
 		{"group", fs(func(m *csi.VolumeCapability_MountVolume) { m.VolumeMountGroup = "-1" }), codes.InvalidArgument, []string{"volume_mount_group", `"-1"`}},
 		{"no group", fs(func(m *csi.VolumeCapability_MountVolume) { m.VolumeMountGroup = "4294967295" }), codes.InvalidArgument, []string{"volume_mount_group"}},
 		{"negative size", create(c, func(r *csi.CreateVolumeRequest) { r.CapacityRange = &csi.CapacityRange{RequiredBytes: -1} }), codes.InvalidArgument, []string{"required_bytes", "-1"}},

@@ -82,6 +82,22 @@ func mountOptions(fsType string, options []string, readOnly bool) (uintptr, stri
 	return flags, strings.Join(data, ","), nil
 }
 
+// Restrictions are the options that each mount of the file system must have anew: the
+// container runtime mounts it again, and these are a mount's and not the file system's.
+func (s Spec) Restrictions() []string {
+	flags, _, err := mountOptions(s.Type, s.Options, s.ReadOnly)
+	if err != nil {
+		return nil
+	}
+	var out []string
+	for _, o := range []string{"nosuid", "nodev", "noexec"} {
+		if flags&flagOptions[o].set != 0 {
+			out = append(out, o)
+		}
+	}
+	return out
+}
+
 func checkData(fsType, option string) error {
 	name, value, assigned := strings.Cut(option, "=")
 	if assigned {

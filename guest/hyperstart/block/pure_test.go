@@ -78,6 +78,15 @@ func TestMountOptions(t *testing.T) {
 	}
 }
 
+func TestRestrictions(t *testing.T) {
+	for options, want := range map[string]string{"": "", "noatime discard": "", "noexec nosuid nodev": "nosuid nodev noexec", "noexec exec nosuid": "nosuid", "bad": ""} {
+		s := Spec{Type: "ext4", Options: strings.Fields(options)}
+		if got := strings.Join(s.Restrictions(), " "); got != want {
+			t.Errorf("%q: %q, want %q", options, got, want)
+		}
+	}
+}
+
 func TestIdentify(t *testing.T) {
 	head := func(put map[int]string) []byte {
 		b := make([]byte, inspectBytes)

@@ -69,7 +69,7 @@ func (c *Container) create(ctx context.Context, in *hyperstart.CreateRequest) (u
 	if err := sandbox.WriteSysctls("/proc/sys", sysctls); err != nil {
 		return 0, err
 	}
-	config, sources, err := pin(config, filepath.Join(c.m.cfg.Own, "volumes"), filepath.Join(c.m.cfg.Own, "pins", c.id))
+	config, sources, err := pin(config, filepath.Join(c.m.cfg.Own, "volumes"), filepath.Join(c.m.cfg.Own, "pins", c.id), c.m.cfg.Volumes.Restrictions)
 	if err != nil {
 		return 0, err
 	}

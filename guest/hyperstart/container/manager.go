@@ -39,6 +39,8 @@ type Volumes interface {
 	Ensure(ctx context.Context, volumes ...*hyperstart.Volume) error
 	// Device waits for the disk with that serial and returns its device node.
 	Device(ctx context.Context, serial string) (string, error)
+	// Restrictions are the options every mount of a volume must have.
+	Restrictions(name string) []string
 }
 
 // Config is what a Manager works with.

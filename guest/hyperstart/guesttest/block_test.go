@@ -106,13 +106,15 @@ func TestBlockVolumes(t *testing.T) {
 	v := blockVolume("data", "vol")
 	v.GetBlock().FsGroup = proto.Uint32(2000)
 	v.GetBlock().Directories = []string{"sub/deep"}
+	v.GetBlock().Options = []string{"noexec", "nosuid", "commit=30"}
 	begin := time.Now()
-	first := g.sh("first", `exec 2>&1; echo kept > /data/f; stat -c '%g %a' /data /sub; echo sub > /sub/s; cat /data/sub/deep/s; touch /data/.x; ln -s / /data/evil; sync; cat /ro/f; echo x > /ro/x; echo end`, 0,
+	first := g.sh("first", `exec 2>&1; echo kept > /data/f; stat -c '%g %a' /data /sub; echo sub > /sub/s; cat /data/sub/deep/s; touch /data/.x; ln -s / /data/evil; sync; cat /ro/f; echo x > /ro/x; grep ' /data ' /proc/mounts; grep ' /sub ' /proc/mounts; echo end`, 0,
 		all(mountAt("data", "/data"), mountAt("data/sub/deep", "/sub"), mountAt("ro", "/ro")),
 		&hyperstart.CreateRequest{Volumes: []*hyperstart.Volume{v, {Name: "ro", Kind: &hyperstart.Volume_Block{Block: &hyperstart.BlockVolume{
 			Serial: "ro", FsType: "ext4", ReadOnly: true}}}}})
 	t.Logf("formatted, mounted and used after %v", time.Since(begin).Round(time.Millisecond))
-	contains(t, first, "2000 2775\n2000 2775\n", "sub\n", "before\n", "Read-only file system", "end\n")
+	contains(t, first, "2000 2775\n2000 2775\n", "sub\n", "before\n", "Read-only file system", "end\n",
+		" /data ext4 rw,nosuid,noexec,relatime,errors=remount-ro,commit=30 ", " /sub ext4 rw,nosuid,noexec,relatime,")
 
 	// Another container of the Pod has it too, a file of it by subPath; links lead nowhere.
 	g.sleeper("long", func(in *hyperstart.CreateRequest) {

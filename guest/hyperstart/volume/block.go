@@ -28,6 +28,8 @@ const (
 type disk struct {
 	serial   string
 	readOnly bool
+	// restrictions are for every mount of it.
+	restrictions []string
 	// done is closed when mounted or failed with err.
 	done    chan struct{}
 	mounted *block.Mounted
@@ -90,7 +92,7 @@ func (s *Set) begin(e *entry, name string, b *hyperstart.BlockVolume) (*disk, er
 	if err := spec.Check(); err != nil {
 		return nil, err
 	}
-	d := &disk{serial: b.Serial, readOnly: b.ReadOnly, done: make(chan struct{})}
+	d := &disk{serial: b.Serial, readOnly: b.ReadOnly, restrictions: spec.Restrictions(), done: make(chan struct{})}
 	if err := s.claim(d, name); err != nil {
 		return nil, err
 	}
@@ -108,6 +110,20 @@ func (s *Set) mount(spec block.Spec, at string) (*block.Mounted, error) {
 		return nil, fmt.Errorf("make mount point: %w", err)
 	}
 	return block.Mount(s.life, s.host, spec, at)
+}
+
+// Restrictions are the options every mount of a volume must have.
+func (s *Set) Restrictions(name string) []string {
+	e, err := s.entry(name, false)
+	if err != nil {
+		return nil
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.disk == nil {
+		return nil
+	}
+	return e.disk.restrictions
 }
 
 // claim makes a disk a volume's; what counts is the latest attempt.

@@ -172,7 +172,7 @@ func (n *Node) admit(id string, want record.Attachment, u use) (was bool, err er
 		}
 		other := record.Attachment{Key: want.Key, Staged: want.Staged, Publication: p}
 		if u.one || want.Exclusive() || other.Exclusive() {
-			return was, fmt.Errorf("volume %s: pod %s on node %s has it: one Pod at a time can have a volume that it writes, for it is a disk of the Pod's own VM; wait for that Pod's end, mount the volume read-only in both, or use ReadWriteMany with volumeMode: Block: %w", id, p.PodUID, n.Name, errdefs.ErrFailedPrecondition)
+			return was, fmt.Errorf("volume %s is in use by pod %s on node %s: one Pod at a time can have a volume that it writes, for it is a disk of the Pod's own VM; wait for that Pod's end, mount the volume read-only in both, or use ReadWriteMany with volumeMode: Block: %w", id, p.PodUID, n.Name, errdefs.ErrFailedPrecondition)
 		}
 	}
 	return was, nil

@@ -194,9 +194,13 @@ func TestSlowDisk(t *testing.T) {
 			t.Errorf("while it waits: %v", err)
 		}
 	}
+	e, err := s.entry("a", false)
+	check(t, err)
+	e.mu.Lock()
 	if len(s.Usage()) != 0 { // does not wait
 		t.Errorf("usage: %v", s.Usage())
 	}
+	e.mu.Unlock()
 	if _, err := s.DiskStats(ctx, "one"); !errdefs.IsUnavailable(err) {
 		t.Errorf("stats while it waits: %v", err)
 	}

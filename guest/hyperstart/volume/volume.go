@@ -259,6 +259,10 @@ func (s *Set) Usage() []*hyperstart.VolumeUsage {
 	for n, e := range s.volumes {
 		all[n] = e
 	}
+	// Not even looked at: a disk that hangs may have its volume locked.
+	for _, u := range s.disks {
+		delete(all, u.volume)
+	}
 	s.mu.Unlock()
 	var out []*hyperstart.VolumeUsage
 	for name, e := range all {
@@ -276,7 +280,7 @@ func (e *entry) usage() (storage.Usage, bool) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	switch {
-	case !e.ready || e.tree != nil || e.disk != nil:
+	case !e.ready || e.tree != nil:
 		return storage.Usage{}, false
 	case e.space != nil:
 		u, err := e.space.Usage()

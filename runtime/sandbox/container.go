@@ -77,7 +77,7 @@ func (s *Sandbox) CreateContainer(ctx context.Context, r CreateRequest) (pid uin
 		return 0, err
 	}
 	c := &Container{s: s, id: r.ID, bundle: r.Bundle, procs: map[string]*process{}}
-	c.pod = volume.Pod{KubeletRoot: s.opt.Config.KubeletRoot, UID: s.pod.UID, Resolvers: []volume.Resolver{s.volumes}}
+	c.pod = volume.Pod{KubeletRoot: s.opt.Config.KubeletRoot, UID: s.pod.UID}
 	p := newProcess(c, "", s.nextPID(), r.Stdio)
 	c.init, c.procs[""] = p, p
 	// Known before the guest hears of it: an exit must find it.
@@ -118,6 +118,11 @@ func (c *Container) prepare(ctx context.Context, r CreateRequest) (*hyperstart.C
 	if err != nil {
 		return nil, fmt.Errorf("root file system: %w", err)
 	}
+	attached, err := c.s.placeholders()
+	if err != nil {
+		return nil, err
+	}
+	c.pod.Resolvers = []volume.Resolver{attached}
 	if c.plan, err = c.pod.Plan(ctx, spec.Mounts); err != nil {
 		return nil, err
 	}
@@ -125,7 +130,7 @@ func (c *Container) prepare(ctx context.Context, r CreateRequest) (*hyperstart.C
 	if err != nil {
 		return nil, err
 	}
-	devices, err := c.s.volumes.Devices(spec)
+	devices, err := attached.Devices(spec)
 	if err != nil {
 		return nil, err
 	}

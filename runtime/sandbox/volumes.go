@@ -17,6 +17,7 @@ import (
 	shimrecord "github.com/hypernetes/hypernetes/runtime/record"
 	"github.com/hypernetes/hypernetes/runtime/storage"
 	"github.com/hypernetes/hypernetes/runtime/vmm"
+	"github.com/hypernetes/hypernetes/runtime/volume"
 	"github.com/hypernetes/hypernetes/volume/record"
 )
 
@@ -169,6 +170,23 @@ func (s *Sandbox) served(a record.Attachment) (storage.Volume, error) {
 	return v, nil
 }
 
+// placeholders are the Pod's volumes with where containers are given them now: the plugin
+// may have had to make a placeholder anew since the VM started.
+func (s *Sandbox) placeholders() (volume.Attached, error) {
+	out := slices.Clone(s.volumes)
+	for i, a := range out {
+		p, err := s.records().Publication(a.Key, a.Publication.PodUID)
+		if errdefs.IsNotFound(err) {
+			continue // the Pod is going
+		}
+		if err != nil {
+			return nil, err
+		}
+		out[i].Publication.Device = p.Device
+	}
+	return out, nil
+}
+
 func throttle(t *record.Throttle) *vmm.Throttle {
 	if t == nil {
 		return nil
@@ -300,6 +318,9 @@ func (s *Sandbox) VolumeStats(ctx context.Context, key string) (*volumeapi.Stats
 		return nil, late(ctx, err)
 	}
 	out := &volumeapi.StatsResponse{DeviceBytes: uint64(size), Abnormal: said.Abnormal}
+	if n := s.vm.Faults(at.Staged.Serial); n > 0 && out.Abnormal == "" {
+		out.Abnormal = fmt.Sprintf("%d reads or writes have failed", n)
+	}
 	if at.Publication.Mode == record.Block {
 		return out, nil
 	}

@@ -115,6 +115,11 @@ func TestVolumes(t *testing.T) {
 		got.UsedInodes != 60 || got.AvailableInodes != 40 || len(got.Abnormal) > 1024 || strings.Contains(got.Abnormal, "\x1b") {
 		t.Errorf("stats %v", got)
 	}
+	vm.Agent.Usage[data.Staged.Serial].Abnormal = ""
+	vm.Break(data.Staged.Serial, 3)
+	if got, err = v.Stats(s.ctx(), &volumeapi.StatsRequest{Key: data.Key}); err != nil || got.Abnormal != "3 reads or writes have failed" {
+		t.Errorf("stats of a disk that fails: %v %v", got, err)
+	}
 	if _, err := v.Stats(s.ctx(), &volumeapi.StatsRequest{Key: "ff"}); !errdefs.IsNotFound(errgrpc.ToNative(err)) {
 		t.Errorf("stats of another volume: %v", err)
 	}

@@ -128,6 +128,8 @@ type VM interface {
 	// GrowDisk has the guest see that the disk has bytes now, which its file or device
 	// has already; nbd is a new connection to a disk that is served, nil for others.
 	GrowDisk(ctx context.Context, serial string, bytes int64, nbd *NBD) error
+	// Faults counts the errors the guest was told of when it used a persistent disk.
+	Faults(serial string) int
 	// Pause and Resume stop and continue the virtual CPUs.
 	Pause(ctx context.Context) error
 	Resume(ctx context.Context) error

@@ -240,8 +240,8 @@ func (s Store) Unstage(key string) error {
 	return nil
 }
 
-// Publish writes that a Pod has a staged volume; again it replaces the publication,
-// unless the Pod's VM has the volume and it would be another one.
+// Publish writes that a Pod has a staged volume; again it replaces the publication. While
+// the Pod's VM has the volume only the placeholder may be another one.
 //
 // Errors: errdefs.ErrNotFound if it is not staged, errdefs.ErrInvalidArgument,
 // errdefs.ErrFailedPrecondition.
@@ -268,14 +268,26 @@ func (s Store) Publish(key string, p Publication) error {
 	}
 	if err == nil || !errdefs.IsNotFound(err) {
 		f, err := s.PodLease(key, p.PodUID)
-		if errdefs.IsUnavailable(err) {
+		if errdefs.IsUnavailable(err) && samePlace(old, p) {
+			return s.replacePublication(key, p.PodUID, b)
+		} else if errdefs.IsUnavailable(err) {
 			return fmt.Errorf("volume %s is published in another way, and %w: %w", key, err, errdefs.ErrFailedPrecondition)
 		} else if err != nil {
 			return err
 		}
 		defer f.Close()
 	}
-	if err := replace(s.publication(key, p.PodUID), b, 0o600); err != nil {
+	return s.replacePublication(key, p.PodUID, b)
+}
+
+// samePlace tells whether a VM that has a need not know about b.
+func samePlace(a, b Publication) bool {
+	a.Target, a.Device = b.Target, b.Device
+	return reflect.DeepEqual(a, b)
+}
+
+func (s Store) replacePublication(key, podUID string, b []byte) error {
+	if err := replace(s.publication(key, podUID), b, 0o600); err != nil {
 		return fmt.Errorf("publish volume %s: %w", key, err)
 	}
 	return nil

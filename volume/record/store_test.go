@@ -261,6 +261,14 @@ func TestLife(t *testing.T) {
 	if err := s.Publish(key, ro); !errdefs.IsFailedPrecondition(err) {
 		t.Errorf("another publication under a VM: %v", err)
 	}
+	moved := published("pod-1")
+	moved.Device++
+	if err := s.Publish(key, moved); err != nil {
+		t.Errorf("another placeholder under a VM: %v", err)
+	}
+	if p, err := s.Publication(key, "pod-1"); err != nil || p.Device != moved.Device {
+		t.Errorf("%+v %v", p, err)
+	}
 	for _, f := range held {
 		_ = f.Close()
 	}

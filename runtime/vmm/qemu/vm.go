@@ -110,20 +110,23 @@ type VM struct {
 	mu     sync.Mutex
 	qmp    *qmp.Client
 	ending ending
-	// diskErrors counts what has been heard of them.
+	// diskErrors counts what has been heard of them, faults those of persistent disks by
+	// their nodes.
 	diskErrors int
+	faults     map[string]int
 	unplugs    map[string]chan struct{} // device id to what DEVICE_DELETED closes
 }
 
 func newVM(cfg vmm.Config, p *process) *VM {
 	m := &VM{
 		id: cfg.ID, process: p, done: make(chan struct{}), plugging: make(chan struct{}, 1),
-		disks: map[string]plugged{}, nextFDSet: len(cfg.Disks) + 1, unplugs: map[string]chan struct{}{},
+		disks: map[string]plugged{}, nextFDSet: len(cfg.Disks) + 1, unplugs: map[string]chan struct{}{}, faults: map[string]int{},
 	}
 	for i, d := range cfg.Disks {
 		p := plugged{lun: i, fdset: i + 1}
 		if d.Persistent {
 			p.stays = &d
+			m.faults[nodeName(d.Serial)] = 0
 		}
 		m.disks[d.Serial] = p
 	}
@@ -149,6 +152,7 @@ func (m *VM) event(e qmp.Event) {
 	var d struct {
 		Reason string `json:"reason"`
 		Device string `json:"device"`
+		Node   string `json:"node-name"`
 	}
 	if e.Data != nil && json.Unmarshal(e.Data, &d) != nil {
 		return
@@ -166,6 +170,9 @@ func (m *VM) event(e qmp.Event) {
 			delete(m.unplugs, d.Device)
 		}
 	case "BLOCK_IO_ERROR":
+		if n, ok := m.faults[d.Node]; ok {
+			m.faults[d.Node] = n + 1
+		}
 		// As many as the guest likes: it may try a broken disk for ever.
 		if m.diskErrors++; m.diskErrors > maxDiskErrors {
 			return
@@ -236,6 +243,13 @@ func (m *VM) Kill() error {
 		return fmt.Errorf("vm %s: kill: %w", m.id, err)
 	}
 	return nil
+}
+
+// Faults implements vmm.VM.
+func (m *VM) Faults(serial string) int {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.faults[nodeName(serial)]
 }
 
 // Pause implements vmm.VM.

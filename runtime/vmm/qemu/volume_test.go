@@ -223,4 +223,7 @@ func TestServedDisk(t *testing.T) {
 	if got := g.line(); !strings.HasPrefix(got, "error") {
 		t.Errorf("a write without the daemon: %s", got)
 	}
+	if g.Faults("vol") == 0 || g.Faults("other") != 0 {
+		t.Errorf("%d faults", g.Faults("vol"))
+	}
 }

@@ -55,7 +55,7 @@ func (v *VMM) Start(_ context.Context, cfg vmm.Config) (vmm.VM, error) {
 	if v.Wire != nil {
 		guest = v.Wire(guest)
 	}
-	vm := &VM{Config: cfg, Agent: newAgent(), cmd: cmd, channel: host, done: make(chan struct{}), disks: map[string]bool{}, grown: map[string]int64{}}
+	vm := &VM{Config: cfg, Agent: newAgent(), cmd: cmd, channel: host, done: make(chan struct{}), disks: map[string]bool{}, grown: map[string]int64{}, faults: map[string]int{}}
 	for _, d := range cfg.Disks {
 		vm.disks[d.Serial] = true
 	}
@@ -92,7 +92,9 @@ type VM struct {
 	mu    sync.Mutex
 	disks map[string]bool
 	grown map[string]int64
-	exit  vmm.Exit
+	// faults are how often disks have failed.
+	faults map[string]int
+	exit   vmm.Exit
 }
 
 func (v *VM) wait() {
@@ -168,6 +170,20 @@ func (v *VM) GrowDisk(_ context.Context, serial string, bytes int64, _ *vmm.NBD)
 	}
 	v.grown[serial] = bytes
 	return nil
+}
+
+// Faults implements vmm.VM.
+func (v *VM) Faults(serial string) int {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.faults[serial]
+}
+
+// Break has a disk fail n times.
+func (v *VM) Break(serial string, n int) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.faults[serial] += n
 }
 
 // Grown returns what GrowDisk was told of a disk, 0 for nothing.

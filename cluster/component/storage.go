@@ -125,7 +125,7 @@ func sidecars(in Input, driver string) []Component {
 	)
 	if driver == driverLocal {
 		// So that the scheduler chooses a node with room.
-		provisioner.Args = append(provisioner.Args, "--enable-capacity=true", "--capacity-ownerref-level=-1", "--capacity-poll-interval=30s")
+		provisioner.Args = append(provisioner.Args, "--enable-capacity=true", "--capacity-ownerref-level=-1", "--capacity-poll-interval=15s")
 		provisioner.Env = append(provisioner.Env, "NAMESPACE=h8s-system")
 	}
 	return []Component{

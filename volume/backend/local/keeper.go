@@ -169,8 +169,11 @@ func (k *Keeper) begin(ctx context.Context, c backend.Create, bytes int64) (*v1a
 
 // size chooses one: whole MiB where that is allowed.
 func size(least, most int64) (int64, error) {
-	if least > MaxBytes || (most > 0 && most < MinBytes) || (most > 0 && least > most) {
-		return 0, fmt.Errorf("size: %d to %d bytes: a local volume has %d to %d: %w", least, most, int64(MinBytes), int64(MaxBytes), errdefs.ErrOutOfRange)
+	switch {
+	case least > MaxBytes:
+		return 0, fmt.Errorf("size: %d bytes: a local volume has at most %d (16Ti): ask for less: %w", least, int64(MaxBytes), errdefs.ErrOutOfRange)
+	case most > 0 && (most < MinBytes || least > most):
+		return 0, fmt.Errorf("size: %d to %d bytes: a local volume has at least %d (1Mi): ask for more: %w", least, most, int64(MinBytes), errdefs.ErrOutOfRange)
 	}
 	least = max(least, MinBytes)
 	for _, unit := range []int64{mebibyte, 4096, 512} {
@@ -436,12 +439,19 @@ func (k *Keeper) Capacity(ctx context.Context, _, topology map[string]string) (a
 	if err := k.client.List(ctx, l); err != nil {
 		return 0, 0, apiError(err)
 	}
+	at, one := topology[TopologyKey]
+	known := !one
 	for _, s := range l.Items {
-		if node, ok := topology[TopologyKey]; ok && node != s.Name {
+		if one && at != s.Name {
 			continue
 		}
+		known = true
 		available += s.Status.AvailableBytes
 		largest = max(largest, s.Status.AvailableBytes)
+	}
+	if !known {
+		// Asked again soon; nothing would be believed for a while.
+		return 0, 0, fmt.Errorf("node %s has not said yet what it has for local volumes: %w", at, errdefs.ErrUnavailable)
 	}
 	return available, min(largest, MaxBytes), nil
 }

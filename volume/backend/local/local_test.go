@@ -20,6 +20,7 @@ import (
 	"github.com/hypernetes/hypernetes/test/controlplane"
 	"github.com/hypernetes/hypernetes/volume/backend"
 	"github.com/hypernetes/hypernetes/volume/backend/backendtest"
+	"github.com/hypernetes/hypernetes/volume/driver/drivertest"
 	"github.com/hypernetes/hypernetes/volume/record"
 )
 
@@ -276,5 +277,16 @@ func TestNodes(t *testing.T) {
 		if err := c.keeper.Delete(ctx, v.ID); err != nil {
 			t.Error(err)
 		}
+	})
+}
+
+// TestSanity runs csi-sanity over local volumes.
+func TestSanity(t *testing.T) {
+	drivertest.NeedRoot(t)
+	c := start(t)
+	dir := t.TempDir()
+	n, _, _ := c.node(t, "node-1", dir)
+	drivertest.Sanity(t, drivertest.Subject{
+		Name: "local", Driver: driverName, Volumes: both{c.keeper, n}, Topology: map[string]string{TopologyKey: "node-1"},
 	})
 }

@@ -33,12 +33,13 @@ KUBE_X := $(foreach p,k8s.io/component-base/version k8s.io/client-go/pkg/version
 QUIET := 2> >(grep -v '^go: downloading' >&2 || true)
 
 # The runtime's Debian packages.
-PACKAGES := qemu-system-x86 crun runc erofs-utils e2fsprogs nftables iproute2 conntrack \
+PACKAGES := qemu-system-x86 crun runc erofs-utils e2fsprogs xfsprogs nftables iproute2 conntrack \
 	kmod cpio xz-utils zstd binutils ca-certificates procps mount util-linux
 TEST_PACKAGES := busybox cpio lz4
 KERNEL_PACKAGES := gcc flex bison bc lz4 libelf-dev libc6-dev
 CNI := ptp host-local portmap loopback bridge
-OWN := h8s hyperctl containerd-shim-hyper-v2 h8s-controller kubestack
+OWN := h8s hyperctl containerd-shim-hyper-v2 h8s-controller kubestack h8s-csi
+CSI := csi-provisioner csi-attacher csi-resizer csi-snapshotter snapshot-controller
 
 .PHONY: help
 help: ## Show this text
@@ -83,7 +84,8 @@ $(OUT)/bin/hyperstart: $(OUT)/bin/%:
 
 .PHONY: upstream
 upstream: $(OUT)/bin/kubernetes $(OUT)/bin/containerd $(OUT)/bin/containerd-shim-runc-v2 \
-	$(OUT)/bin/coredns $(OUT)/libexec/mkfs.erofs $(addprefix $(OUT)/cni/,$(CNI)) ## Build Kubernetes, etcd, containerd, CoreDNS, CNI plugins
+	$(OUT)/bin/coredns $(OUT)/libexec/mkfs.erofs $(addprefix $(OUT)/cni/,$(CNI)) \
+	$(addprefix $(OUT)/bin/,$(CSI)) ## Build Kubernetes, etcd, containerd, CoreDNS, CNI plugins, CSI sidecars
 
 $(OUT)/bin/kubernetes: dist/kubernetes/main.go dist/kubernetes/go.mod dist/kubernetes/go.sum
 	@echo "building Kubernetes v$(KUBERNETES_VERSION) and etcd (about 5 minutes on 2 cores the first time)"
@@ -103,6 +105,11 @@ $(OUT)/libexec/mkfs.erofs: dist/containerd/mkfs.erofs/main.go dist/containerd/go
 $(OUT)/bin/coredns: dist/coredns/main.go dist/coredns/go.mod dist/coredns/go.sum
 	@echo "building CoreDNS v$(COREDNS_VERSION)"
 	@cd dist/coredns && $(BUILD) -ldflags "$(STRIP)" -o $(CURDIR)/$@ . $(QUIET)
+
+# After Kubernetes, whose packages they share, and all in one run of the compiler.
+$(addprefix $(OUT)/bin/,$(CSI)) &: dist/csi/go.mod dist/csi/go.sum | $(OUT)/bin/kubernetes
+	@echo "building the CSI sidecars"
+	@cd dist/csi && $(BUILD) -ldflags "$(STRIP)" -o $(CURDIR)/$(OUT)/bin/ tool $(QUIET)
 
 $(addprefix $(OUT)/cni/,$(CNI)): dist/containerd/go.mod dist/containerd/go.sum
 	@cd dist/containerd && $(BUILD) -ldflags "$(STRIP)" -o $(CURDIR)/$(OUT)/cni/ \

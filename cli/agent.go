@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 	"strings"
 
 	"github.com/containerd/errdefs"
@@ -21,7 +22,7 @@ import (
 const tokenEnv = "H8S_TOKEN"
 
 func newAgentCommand() *cobra.Command {
-	var name, server, nodeIP, text, file string
+	var name, server, nodeIP, text, file, cinder string
 	var ignore bool
 	cmd := &cobra.Command{
 		Use:   "agent --server https://ADDRESS:6443 --token TOKEN",
@@ -41,6 +42,7 @@ need neither token nor server.`,
 	f.StringVar(&file, "token-file", "", "file that holds the token, - for standard input; else $H8S_TOKEN")
 	f.StringVar(&nodeIP, "node-ip", "", "address of the node; found by its default route if empty")
 	f.BoolVar(&ignore, "ignore-preflight", false, "start even if h8s doctor finds something missing")
+	f.StringVar(&cinder, "cinder-config", "", "file that says where Cinder's NFS exports are mounted on this node (docs/storage.md); none if empty")
 	cmd.MarkFlagsMutuallyExclusive("token", "token-file")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		if err := needRoot(); err != nil {
@@ -66,6 +68,16 @@ need neither token nor server.`,
 		}
 		if s, err = onHost(s, nodeIP); err != nil {
 			return err
+		}
+		if cmd.Flags().Changed("cinder-config") {
+			if s.CinderConfig = cinder; cinder != "" {
+				if s.CinderConfig, err = filepath.Abs(cinder); err != nil {
+					return err
+				}
+			}
+			if err := s.Validate(); err != nil {
+				return err
+			}
 		}
 		return runForeground(cmd, a, l, s, secret, ignore)
 	}

@@ -34,6 +34,7 @@ type nodeOptions struct {
 	runtimeOnly     bool
 	egress          bool
 	ignorePreflight bool
+	cinderConfig    string
 	openStack       settings.OpenStack
 	reserved        []string
 }
@@ -63,6 +64,7 @@ func (o *nodeOptions) addOpenStack(f *pflag.FlagSet) {
 	f.StringVar(&o.openStack.External, "openstack-external-network", "", "name or ID of the cloud's network that routers lead to and floating IPs are of; the only one if empty")
 	f.StringVar(&o.openStack.Profile, "openstack-profile", "full", "full: the cluster's user has the role admin; least: a role in each tenant's project")
 	f.StringVar(&o.openStack.Octavia, "octavia-provider", "", "provider that Octavia makes load balancers with, such as amphora or ovn; its default if empty")
+	f.StringVar(&o.cinderConfig, "cinder-config", "", "file that says of Cinder's storage what Cinder does not: NFS exports, Ceph's keyrings (docs/storage.md); none if empty")
 	f.StringSliceVar(&o.reserved, "reserve-cidr", nil, "network that no tenant may use, such as that of OpenStack's APIs; may be repeated")
 }
 
@@ -141,6 +143,13 @@ func (o *nodeOptions) settings(l layout.Node, f *pflag.FlagSet) (settings.Node, 
 				return s, err
 			}
 			s.Publish = append(s.Publish, p)
+		}
+	}
+	if f.Changed("cinder-config") {
+		if s.CinderConfig = o.cinderConfig; s.CinderConfig != "" {
+			if s.CinderConfig, err = filepath.Abs(s.CinderConfig); err != nil {
+				return s, err
+			}
 		}
 	}
 	if f.Changed("reserve-cidr") {

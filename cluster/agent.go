@@ -89,7 +89,7 @@ func (d *Daemon) join(ctx context.Context) (string, error) {
 func agentUsers(in component.Input) map[string]join.Request {
 	out := map[string]join.Request{}
 	for _, u := range component.Users(in) {
-		if u.Name != "proxy" && u.Name != component.Kubestack {
+		if u.Name != "proxy" && u.Name != component.Kubestack && u.Name != component.CSINode {
 			continue
 		}
 		r := join.Request{Name: in.Node.Name + "-" + u.Name, CN: u.CN}

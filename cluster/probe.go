@@ -33,11 +33,14 @@ func probes(in component.Input, dial dialer) map[string]func(context.Context) er
 		"kube-proxy":              httpProbe(dial, anyCert, "http://127.0.0.1:10256/livez"),
 		"kubelet":                 httpProbe(dial, anyCert, "http://127.0.0.1:10248/healthz"),
 		// Its readyz waits for the first scrape, a minute away; answering is enough.
-		"metrics-server":     httpProbe(dial, anyCert, fmt.Sprintf("https://%s:%d/livez", node, component.MetricsPort)),
-		"containerd":         criProbe(in.Node),
-		component.Controller: httpProbe(dial, nil, fmt.Sprintf("http://127.0.0.1:%d/readyz", settings.ControllerHealthPort)),
-		component.Kubestack:  httpProbe(dial, nil, fmt.Sprintf("http://127.0.0.1:%d/readyz", settings.KubestackHealthPort)),
-		component.Registry:   httpProbe(dial, nil, "http://"+in.Settings.RegistryAddress()+"/v2/"),
+		"metrics-server":        httpProbe(dial, anyCert, fmt.Sprintf("https://%s:%d/livez", node, component.MetricsPort)),
+		"containerd":            criProbe(in.Node),
+		component.Controller:    httpProbe(dial, nil, fmt.Sprintf("http://127.0.0.1:%d/readyz", settings.ControllerHealthPort)),
+		component.Kubestack:     httpProbe(dial, nil, fmt.Sprintf("http://127.0.0.1:%d/readyz", settings.KubestackHealthPort)),
+		component.CSINode:       httpProbe(dial, nil, fmt.Sprintf("http://127.0.0.1:%d/readyz", settings.CSINodePort)),
+		component.CSIController: httpProbe(dial, nil, fmt.Sprintf("http://127.0.0.1:%d/readyz", settings.CSIControllerPort)),
+		component.CSICinder:     httpProbe(dial, nil, fmt.Sprintf("http://127.0.0.1:%d/readyz", settings.CSICinderPort)),
+		component.Registry:      httpProbe(dial, nil, "http://"+in.Settings.RegistryAddress()+"/v2/"),
 	}
 }
 

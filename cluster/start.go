@@ -84,6 +84,12 @@ func newSupervisor(n *node.Node, in component.Input, components []component.Comp
 		}
 		return nil
 	}
+	for _, c := range components {
+		if check[c.Name] == nil {
+			// The CSI sidecars serve nobody: they are ready when they run.
+			check[c.Name] = func(context.Context) error { return nil }
+		}
+	}
 	specs := make([]supervisor.Spec, 0, len(components))
 	for _, c := range components {
 		spec := supervisor.Spec{
@@ -132,6 +138,7 @@ func (d *Daemon) bootstrap(ctx context.Context, archives []preload.Archive, appl
 		Forward: forward, Server: in.Settings.APIServer(), BootstrapGroup: token.Group,
 		NodeIP: in.Settings.NodeIP, MetricsPort: component.MetricsPort, DNSServiceIP: settings.DNSServiceIP,
 		ClusterDomain: settings.ClusterDomain, CA: ca, CoreDNSImage: preload.Find(archives, "h8s.local/coredns:"), Overhead: overhead,
+		OpenStack: in.Settings.OpenStack != nil,
 	})
 	if err != nil {
 		return err

@@ -124,8 +124,14 @@ func Stop(ctx context.Context, a layout.Artifacts, l layout.Node, keepPods bool,
 		step("pods", func() (string, error) { return drainHeadless(ctx, a, l, cg) })
 	}
 	step("components", func() (string, error) {
-		var failed error
-		all := component.All(component.Input{Node: l, Settings: settings.Node{Name: l.Name}})
+		s, err := settings.Load(l.StatePath("node.json"))
+		if errdefs.IsNotFound(err) {
+			s, err = settings.Node{Name: l.Name}, nil
+		}
+		failed := err
+		// Of every role: what was not started has no record.
+		s.Role, s.Server, s.RuntimeOnly = "", "", false
+		all := component.All(component.Input{Node: l, Settings: s})
 		for i := len(all) - 1; i >= 0; i-- {
 			failed = errors.Join(failed, stopRecorded(ctx, l, all[i].Name))
 		}

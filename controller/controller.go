@@ -326,10 +326,14 @@ func New(ctx context.Context, cfg *rest.Config, o Options) (ctrl.Manager, error)
 	if o.Webhook.Address == "" {
 		return m, nil
 	}
+	volumeOf, err := o.volumeOf()
+	if err != nil {
+		return nil, fmt.Errorf("volumes: %w", err)
+	}
 	if err := admission.Setup(ctx, m, admission.Options{
 		WebhookAddress: o.Webhook.Address, CertFile: o.Webhook.Cert, KeyFile: o.Webhook.Key, CAFile: o.Webhook.CA,
 		ServiceCIDRs: limits.Services, ReservedCIDRs: limits.Reserved, ClusterDomain: strings.Trim(o.ClusterDomain, "."),
-		FabricMTU: limits.FabricMTU, Providers: o.Networks.names(o.OpenStack),
+		FabricMTU: limits.FabricMTU, Providers: o.Networks.names(o.OpenStack), VolumeOf: volumeOf,
 	}); err != nil {
 		return nil, fmt.Errorf("admission: %w", err)
 	}

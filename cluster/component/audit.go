@@ -17,7 +17,7 @@ rules:
       - group: events.k8s.io
         resources: [events]
   - level: None
-    userGroups: ["system:nodes", "system:serviceaccounts:kube-system", "h8s:controllers", "h8s:kubestacks"]
+    userGroups: ["system:nodes", "system:serviceaccounts:kube-system", "h8s:controllers", "h8s:kubestacks", "h8s:csi-nodes", "h8s:csi-controllers", "h8s:csi-sidecars"]
     verbs: [get, list, watch]
   - level: None
     users: ["system:kube-controller-manager", "system:kube-scheduler", "system:kube-proxy", "system:apiserver"]

@@ -56,19 +56,20 @@ func All(in Input) []Component {
 	switch {
 	case in.Settings.RuntimeOnly:
 	case in.Settings.IsAgent():
-		all = append(all, kubelet(in), kubestack(in), kubeProxy(in))
+		all = append(all, kubelet(in), kubestack(in), kubeProxy(in), csiNode(in))
 		for i := range all {
 			// The control plane is another node's; what it needs of it is waited for
 			// otherwise (AfterJoin).
 			all[i].After = slices.DeleteFunc(all[i].After, func(name string) bool { return name == "kube-apiserver" })
 			all[i].AfterObjects = false
-			all[i].AfterJoin = all[i].Name == Kubestack || all[i].Name == "kube-proxy"
+			all[i].AfterJoin = all[i].Name == Kubestack || all[i].Name == "kube-proxy" || all[i].Name == CSINode
 		}
 	default:
 		all = []Component{
 			etcd(in), registry(in), containerd(in), apiserver(in), controllerManager(in), scheduler(in),
-			controller(in), kubestack(in), kubeProxy(in), kubelet(in), metricsServer(in),
+			controller(in), kubestack(in), kubeProxy(in), kubelet(in), csiNode(in), metricsServer(in),
 		}
+		all = append(all, storage(in)...)
 	}
 	if in.Settings.Egress {
 		all = append(all, egress(in))
@@ -220,6 +221,9 @@ func controllerManager(in Input) Component {
 		"--leader-elect=false",
 		"--use-service-account-credentials=true",
 		"--controllers=*,bootstrap-signer-controller,token-cleaner-controller",
+		// A node that is not heard of may still write to its volumes: only who says that it is
+		// out of service (the taint) has them detached.
+		"--disable-force-detach-on-timeout=true",
 		"--allocate-node-cidrs=true",
 		"--cluster-cidr="+settings.PodCIDR,
 		"--node-cidr-mask-size=24",

@@ -44,7 +44,7 @@ func TestGolden(t *testing.T) {
 	cloud.Settings.Reserved = []string{"10.250.0.0/24"}
 	for prefix, in := range map[string]Input{"": input(t), "agent-": agent, "openstack-": cloud} {
 		for _, c := range All(in) {
-			if prefix == "openstack-" && c.Name != "kube-apiserver" && c.Name != Controller {
+			if prefix == "openstack-" && c.Name != "kube-apiserver" && c.Name != Controller && !strings.HasSuffix(c.Name, "-cinder") {
 				continue // the same
 			}
 			if c.Name == Registry && prefix != "" || c.Name == "containerd" && prefix != "" {
@@ -79,7 +79,7 @@ func TestAgentHasNoControlPlane(t *testing.T) {
 		seen[c.Name] = true
 		names = append(names, c.Name)
 	}
-	if want := []string{Registry, "containerd", "kubelet", Kubestack, "kube-proxy"}; !slices.Equal(names, want) {
+	if want := []string{Registry, "containerd", "kubelet", Kubestack, "kube-proxy", CSINode}; !slices.Equal(names, want) {
 		t.Errorf("components %v, want %v", names, want)
 	}
 }

@@ -28,6 +28,9 @@ func Users(in Input) []User {
 		{"metrics-server", "system:h8s:metrics-server", ""},
 		{Controller, "h8s:controller", "h8s:controllers"},
 		{Kubestack, "h8s:kubestack:" + in.Node.Name, "h8s:kubestacks"},
+		{CSINode, "h8s:csi-node:" + in.Node.Name, "h8s:csi-nodes"},
+		{CSIController, "h8s:csi-controller", "h8s:csi-controllers"},
+		{CSISidecars, "h8s:csi-sidecars", "h8s:csi-sidecars"},
 		{"admin", "h8s:admin", "system:masters"},
 	}
 }

@@ -330,7 +330,12 @@ func components(in Input) func(context.Context) Result {
 		a := in.Artifacts
 		need := []string{a.Bin("kubernetes"), a.Bin("containerd"), a.Bin("containerd-shim-hyper-v2"), a.CNIDir() + "/ptp", a.CNIDir() + "/host-local", a.CNIDir() + "/portmap"}
 		if !in.Settings.RuntimeOnly {
-			need = append(need, a.Bin(component.Controller), a.Bin(component.Kubestack), a.CNIDir()+"/hypernetes")
+			need = append(need, a.Bin(component.Controller), a.Bin(component.Kubestack), a.Bin("h8s-csi"), a.CNIDir()+"/hypernetes")
+			if !in.Settings.IsAgent() {
+				for _, name := range component.Sidecars(in.Settings.OpenStack != nil) {
+					need = append(need, a.Bin(name))
+				}
+			}
 		}
 		var missing []string
 		for _, path := range need {
@@ -366,10 +371,10 @@ func needed(s settings.Node) []int {
 	if s.HostNetwork {
 		want = append(want, settings.HostRegistryPort)
 		if !s.RuntimeOnly { // kubelet, kube-proxy
-			want = append(want, 10248, 10250, 10249, 10256, settings.KubestackHealthPort)
+			want = append(want, 10248, 10250, 10249, 10256, settings.KubestackHealthPort, settings.CSINodePort)
 		}
 		if !s.RuntimeOnly && !s.IsAgent() { // etcd, controller-manager, scheduler
-			want = append(want, settings.APIPort, 2379, 2380, 10257, 10259, component.MetricsPort, settings.WebhookPort, settings.ControllerHealthPort)
+			want = append(want, settings.APIPort, 2379, 2380, 10257, 10259, component.MetricsPort, settings.WebhookPort, settings.ControllerHealthPort, settings.CSIControllerPort)
 		}
 		return want
 	}

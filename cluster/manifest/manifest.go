@@ -24,7 +24,7 @@ import (
 	"github.com/hypernetes/hypernetes/api/hypernetes/v1alpha1/crds"
 )
 
-//go:embed objects/*.yaml
+//go:embed objects/*.yaml objects/snapshots/*.yaml
 var objects embed.FS
 
 // fieldManager owns the fields h8s applies.
@@ -47,6 +47,8 @@ type Values struct {
 	// Forward is the resolver for names outside the cluster, empty if there is none.
 	Forward  string
 	Overhead Overhead
+	// OpenStack says that there are Cinder's volumes too.
+	OpenStack bool
 }
 
 // CABundle is CA as APIService wants it.
@@ -125,7 +127,7 @@ func Render(v Values) ([]Object, error) {
 	if err != nil {
 		return nil, err
 	}
-	names := []string{"rbac", "join", "tenancy", "runtimeclasses", "metrics"}
+	names := []string{"rbac", "join", "tenancy", "storage", "runtimeclasses", "metrics"}
 	if v.CoreDNSImage != "" {
 		names = append(names, "coredns")
 	}
@@ -147,23 +149,30 @@ func Render(v Values) ([]Object, error) {
 	return out, nil
 }
 
-// definitions are those of the tenancy objects.
+// definitions are those of our own objects, and of Kubernetes' snapshots as upstream
+// publishes them (github.com/kubernetes-csi/external-snapshotter/client/config/crd).
 func definitions() ([]Object, error) {
-	files, err := fs.ReadDir(crds.FS, ".")
+	snapshots, err := fs.Sub(objects, "objects/snapshots")
 	if err != nil {
 		return nil, err
 	}
 	var out []Object
-	for _, f := range files {
-		b, err := fs.ReadFile(crds.FS, f.Name())
+	for _, dir := range []fs.FS{crds.FS, snapshots} {
+		files, err := fs.ReadDir(dir, ".")
 		if err != nil {
 			return nil, err
 		}
-		parts, err := parse(string(b))
-		if err != nil {
-			return nil, fmt.Errorf("%s: %w", f.Name(), err)
+		for _, f := range files {
+			b, err := fs.ReadFile(dir, f.Name())
+			if err != nil {
+				return nil, err
+			}
+			parts, err := parse(string(b))
+			if err != nil {
+				return nil, fmt.Errorf("%s: %w", f.Name(), err)
+			}
+			out = append(out, parts...)
 		}
-		out = append(out, parts...)
 	}
 	return out, nil
 }
@@ -202,6 +211,9 @@ var resources = map[string]struct {
 	"EndpointSlice":                  {"endpointslices", true},
 	"Deployment":                     {"deployments", true},
 	"APIService":                     {"apiservices", false},
+	"CSIDriver":                      {"csidrivers", false},
+	"StorageClass":                   {"storageclasses", false},
+	"VolumeSnapshotClass":            {"volumesnapshotclasses", false},
 }
 
 // ControlPlane is what a Node is said to be that runs the control plane.

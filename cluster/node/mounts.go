@@ -72,6 +72,9 @@ func Binds(n layout.Node) []Bind {
 		{n.RunPath("shim"), "/run/h8s-shim"},
 		{n.RunPath("kubestack"), "/run/kubestack"},
 		{n.StatePath("scratch"), "/var/lib/h8s-shim"},
+		{n.StatePath("volumes"), "/var/lib/h8s-volumes"},
+		{n.RunPath("volumes"), "/run/h8s-volumes"},
+		{n.RunPath("csi"), "/run/h8s-csi"},
 	}
 }
 

@@ -49,6 +49,9 @@ const (
 	ControllerHealthPort = 9644
 	KubestackHealthPort  = 9645
 	KeystonePort         = 9646
+	CSINodePort          = 9647
+	CSIControllerPort    = 9648
+	CSICinderPort        = 9649
 )
 
 // The link and the resolver slirp4netns gives a node with egress; their network is
@@ -95,6 +98,9 @@ type Node struct {
 	// Reserved are further ranges that no tenant's Network may overlap: networks that the
 	// nodes reach things in, such as OpenStack's APIs.
 	Reserved []string `json:"reserved,omitempty"`
+	// CinderConfig is a file that says of Cinder's storage what Cinder does not, where NFS
+	// exports are mounted for one; none if empty. It is not copied.
+	CinderConfig string `json:"cinderConfig,omitempty"`
 }
 
 // OpenStack says where the cluster's credentials are and how the cloud's users are let in.
@@ -249,6 +255,11 @@ func (n Node) Validate() error {
 		if err := n.OpenStack.validate(); err != nil {
 			return err
 		}
+	}
+	if c := n.CinderConfig; c != "" && (!filepath.IsAbs(c) || n.RuntimeOnly) {
+		return fmt.Errorf("cinder-config %q: want an absolute path, on a node with Kubernetes: %w", c, errdefs.ErrInvalidArgument)
+	} else if strings.HasPrefix(filepath.Clean(c)+"/", "/run/") {
+		return fmt.Errorf("cinder-config %q: a node has a /run of its own: put the file elsewhere, for example into /etc/openstack: %w", c, errdefs.ErrInvalidArgument)
 	}
 	for _, text := range n.Reserved {
 		if p, err := netip.ParsePrefix(text); err != nil || p != p.Masked() {

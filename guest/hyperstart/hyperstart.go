@@ -19,6 +19,7 @@ import (
 
 	api "github.com/hypernetes/hypernetes/api/hyperstart/v1"
 	"github.com/hypernetes/hypernetes/guest/channel"
+	"github.com/hypernetes/hypernetes/guest/hyperstart/block"
 	"github.com/hypernetes/hypernetes/guest/hyperstart/boot"
 	"github.com/hypernetes/hypernetes/guest/hyperstart/cgroup"
 	"github.com/hypernetes/hypernetes/guest/hyperstart/container"
@@ -107,7 +108,7 @@ func bring() error {
 func assemble(ctx context.Context, r *reaper.Reaper, ready <-chan struct{}, version string) (*server.Server, *api.HelloResponse, error) {
 	sb := sandbox.New(Dir, r)
 	streams, log := stdio.NewRegistry(), events.New()
-	volumes := volume.New(Dir+"/volumes", sb.Scratch)
+	volumes := volume.New(Dir+"/volumes", sb.Scratch, block.Host{Find: storage.Find, Run: r.Command})
 	watcher, err := cgroup.NewWatcher()
 	if err != nil {
 		return nil, nil, err
@@ -137,6 +138,7 @@ func kernelFeatures() map[string]bool {
 		"swap":    has(cgroupRoot + "/pod/memory.swap.max"),
 		// The kernel's half; the scratch disk's template is the other.
 		"project-quota": has("/proc/sys/fs/quota"),
+		"xfs":           block.Has("xfs"),
 	}
 }
 
@@ -146,12 +148,12 @@ func helloResponse(version string, features map[string]bool) *api.HelloResponse 
 	if unix.Uname(&uts) == nil {
 		out.KernelRelease = unix.ByteSliceToString(uts.Release[:])
 	}
-	for _, f := range []string{"seccomp", "swap", "project-quota"} {
+	for _, f := range []string{"seccomp", "swap", "project-quota", "xfs"} {
 		if features[f] {
 			out.Features = append(out.Features, f)
 		}
 	}
-	out.Features = append(out.Features, "shared-pid-namespace", "reattach-streams")
+	out.Features = append(out.Features, "shared-pid-namespace", "reattach-streams", "block-volumes")
 	return out
 }
 

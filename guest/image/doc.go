@@ -1,5 +1,5 @@
 // Package image makes what a Pod's VM boots from: the guest kernel, the initramfs
-// (hyperstart, crun, e2fsprogs, modules where the kernel has any) and the template of
+// (hyperstart, crun, mkfs and e2fsck, modules where the kernel has any) and the template of
 // the scratch disk, all from Debian packages of the build machine.
 //
 // It owns the contents and formats of those files and the cache of what is expensive

@@ -6,19 +6,25 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/hypernetes/hypernetes/guest/image/closure"
 )
 
+type program struct{ guest, host string }
+
 // programs are what hyperstart runs, by their path in the guest, with the path on the
-// build machine (Debian packages crun and e2fsprogs).
-var programs = []struct{ guest, host string }{
+// build machine (Debian packages crun and e2fsprogs). File systems are grown by ioctl.
+var programs = []program{
 	{"/usr/bin/crun", "/usr/bin/crun"},
 	{"/usr/sbin/mkfs.ext4", "/usr/sbin/mke2fs"},
 	{"/usr/sbin/e2fsck", "/usr/sbin/e2fsck"},
-	{"/usr/sbin/resize2fs", "/usr/sbin/resize2fs"},
 }
+
+// xfs (Debian package xfsprogs) is for kernels that have it built in: as a module it
+// would cost every VM the loading. Mounting replays its log, so nothing checks it.
+var xfs = program{"/usr/sbin/mkfs.xfs", "/usr/sbin/mkfs.xfs"}
 
 // Initramfs returns an uncompressed cpio archive with init as /init, the programs
 // hyperstart runs with their libraries, and the modules of moduleDir ("" for a kernel
@@ -28,10 +34,14 @@ func Initramfs(init, moduleDir string) ([]byte, error) {
 	a := archive{CPIO: NewCPIO(&out)}
 	a.base()
 	a.copy("/init", init, 0o755)
-	hosts := make([]string, len(programs))
-	for i, p := range programs {
+	all := slices.Clone(programs)
+	if moduleDir == "" {
+		all = append(all, xfs)
+	}
+	var hosts []string
+	for _, p := range all {
 		a.copy(p.guest, p.host, 0o755)
-		hosts[i] = p.host
+		hosts = append(hosts, p.host)
 	}
 	libs, err := closure.Of("", hosts...)
 	if err != nil {

@@ -30,11 +30,12 @@ type decider struct {
 
 func (h *decider) paths() map[string]admission.Handler {
 	return map[string]admission.Handler{
-		pathMutatePod:   admission.HandlerFunc(h.mutateTenantPod),
-		pathInjectPod:   admission.HandlerFunc(h.mutateOtherPod),
-		pathValidatePod: admission.HandlerFunc(h.validatePod),
-		pathValidate:    admission.HandlerFunc(h.validateObject),
-		pathCertificate: admission.HandlerFunc(h.validateCertificate),
+		pathMutatePod:     admission.HandlerFunc(h.mutateTenantPod),
+		pathMutateVolumes: admission.HandlerFunc(h.mutateVolumes),
+		pathInjectPod:     admission.HandlerFunc(h.mutateOtherPod),
+		pathValidatePod:   admission.HandlerFunc(h.validatePod),
+		pathValidate:      admission.HandlerFunc(h.validateObject),
+		pathCertificate:   admission.HandlerFunc(h.validateCertificate),
 	}
 }
 
@@ -62,6 +63,9 @@ func (h *decider) mutateTenantPod(ctx context.Context, req admission.Request) ad
 			return refusef("metadata.namespace: %s: its tenant does not exist any more: the namespace is about to go, use another", req.Namespace)
 		}
 		h.inject(ctx, req, pod)
+		if err := rewriteVolumes(pod); err != nil {
+			return err
+		}
 		return shapePod(pod, tenant, h.rewrite)
 	})
 }
@@ -72,6 +76,11 @@ func (h *decider) mutateOtherPod(ctx context.Context, req admission.Request) adm
 		h.inject(ctx, req, pod)
 		return nil
 	})
+}
+
+// mutateVolumes is for Pods of namespaces that belong to no tenant and name flexDriver.
+func (h *decider) mutateVolumes(ctx context.Context, req admission.Request) admission.Response {
+	return h.mutate(ctx, req, rewriteVolumes)
 }
 
 func (h *decider) mutate(ctx context.Context, req admission.Request, change func(*corev1.Pod) error) admission.Response {
@@ -101,7 +110,11 @@ func (h *decider) validatePod(ctx context.Context, req admission.Request) admiss
 	if err := h.decoder.Decode(req, pod); err != nil {
 		return admission.Errored(http.StatusBadRequest, err)
 	}
-	return answer(ctx, req, h.checkPod(ctx, req.Namespace, pod))
+	if err := h.checkPod(ctx, req.Namespace, pod); err != nil {
+		return answer(ctx, req, err)
+	}
+	warnings, err := h.checkVolumes(ctx, req.Namespace, pod)
+	return answer(ctx, req, err).WithWarnings(warnings...)
 }
 
 func (h *decider) validateCertificate(ctx context.Context, req admission.Request) admission.Response {

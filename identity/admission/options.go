@@ -1,6 +1,7 @@
 package admission
 
 import (
+	"context"
 	"fmt"
 	"net"
 	"net/netip"
@@ -28,6 +29,10 @@ type Options struct {
 	FabricMTU int32
 	// Providers of Networks, the default first; builtin only if empty.
 	Providers []string
+
+	// VolumeOf tells whether a volume of Cinder's is a project's; known is false if there is
+	// none of that ID that could be. Nil if the cluster belongs to no OpenStack.
+	VolumeOf func(ctx context.Context, volume, project string) (own, known bool, err error)
 
 	// rewrite is probe.Rewrite but for tests.
 	rewrite func(*corev1.Pod) error

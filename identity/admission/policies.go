@@ -27,6 +27,12 @@ const (
 	ControllerGroup = "h8s:controllers"
 	KubestackPrefix = "h8s:kubestack:"
 	KubestackGroup  = "h8s:kubestacks"
+	// CSIControllerUser and CSIControllerGroup keep volumes, CSINodePrefix and CSINodeGroup are
+	// a node's volume plugin.
+	CSIControllerUser  = "h8s:csi-controller"
+	CSIControllerGroup = "h8s:csi-controllers"
+	CSINodePrefix      = "h8s:csi-node:"
+	CSINodeGroup       = "h8s:csi-nodes"
 )
 
 // trusted is who writes on behalf of the cluster: our controller, Kubernetes' own
@@ -40,6 +46,13 @@ const trusted = `(request.userInfo.username == "` + ControllerUser + `" && "` + 
 // nodeOf is the node whose kubestack asks, or empty.
 var nodeOf = fmt.Sprintf(`'%s' in request.userInfo.groups && request.userInfo.username.startsWith('%s')`+
 	` ? request.userInfo.username.substring(%d) : ''`, KubestackGroup, KubestackPrefix, len(KubestackPrefix))
+
+// csiNodeOf is the node whose volume plugin asks, or empty.
+var csiNodeOf = fmt.Sprintf(`'%s' in request.userInfo.groups && request.userInfo.username.startsWith('%s')`+
+	` ? request.userInfo.username.substring(%d) : ''`, CSINodeGroup, CSINodePrefix, len(CSINodePrefix))
+
+// csiController says whether a keeper of volumes asks.
+const csiController = `(request.userInfo.username == '` + CSIControllerUser + `' && '` + CSIControllerGroup + `' in request.userInfo.groups)`
 
 // tenants selects the namespaces of tenants; the cluster's own are never matched, whatever
 // labels they have.
@@ -66,7 +79,7 @@ func policies(o Options) ([]*unstructured.Unstructured, error) {
 		forbidden = append(forbidden, `"`+p.Masked().String()+`"`)
 	}
 	values := map[string]string{
-		"Trusted": trusted, "NodeOf": nodeOf, "Tenants": tenants, "Capabilities": strings.ReplaceAll(capabilities, `"`, `'`),
+		"Trusted": trusted, "NodeOf": nodeOf, "CSINodeOf": csiNodeOf, "CSIController": csiController, "Tenants": tenants, "Capabilities": strings.ReplaceAll(capabilities, `"`, `'`),
 		"Forbidden": "[" + strings.Join(forbidden, ", ") + "]",
 	}
 	var objects []*unstructured.Unstructured

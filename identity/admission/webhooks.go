@@ -12,11 +12,12 @@ import (
 
 // Paths the webhook serves.
 const (
-	pathMutatePod   = "/mutate/pods"
-	pathInjectPod   = "/inject/pods"
-	pathValidatePod = "/validate/pods"
-	pathValidate    = "/validate/objects"
-	pathCertificate = "/validate/certificates"
+	pathMutatePod     = "/mutate/pods"
+	pathMutateVolumes = "/mutate/volumes"
+	pathInjectPod     = "/inject/pods"
+	pathValidatePod   = "/validate/pods"
+	pathValidate      = "/validate/objects"
+	pathCertificate   = "/validate/certificates"
 )
 
 const webhookName = "hypernetes.io"
@@ -62,6 +63,7 @@ func webhooks(address string, ca []byte) ([]*unstructured.Unstructured, error) {
 	return []*unstructured.Unstructured{
 		configuration("MutatingWebhookConfiguration",
 			hook("pods", pathMutatePod, "Fail", pods, map[string]any{"namespaceSelector": everyTenant, "reinvocationPolicy": "IfNeeded"}),
+			hook("volumes", pathMutateVolumes, "Fail", pods, map[string]any{"namespaceSelector": noTenant, "matchConditions": condition("flexvolume", flexCondition)}),
 			hook("injection", pathInjectPod, "Ignore", pods, map[string]any{"namespaceSelector": noTenant, "reinvocationPolicy": "IfNeeded",
 				"matchConditions": condition("asks",
 					`(has(object.metadata.ownerReferences) && object.metadata.ownerReferences.exists(o, o.kind == "ReplicaSet"))`+

@@ -32,6 +32,8 @@ const (
 	groupKubeProxy  = "system:node-proxier"
 	kubestackPrefix = "h8s:kubestack:"
 	groupKubestacks = "h8s:kubestacks"
+	csiNodePrefix   = "h8s:csi-node:"
+	groupCSINodes   = "h8s:csi-nodes"
 	// keystonePrefix begins the names of users who log in with Keystone.
 	keystonePrefix = "keystone:"
 )
@@ -202,11 +204,13 @@ func nodeClient(node, cn string, orgs []string) Decision {
 	switch {
 	case cn == kubestackPrefix+node && slices.Equal(orgs, []string{groupKubestacks}):
 		return Decision{Approve, "Kubestack", "kubestack of node " + node}
+	case cn == csiNodePrefix+node && slices.Equal(orgs, []string{groupCSINodes}):
+		return Decision{Approve, "CSINode", "volume plugin of node " + node}
 	case cn == kubeProxy && (len(orgs) == 0 || slices.Equal(orgs, []string{groupKubeProxy})):
 		return Decision{Approve, "KubeProxy", "kube-proxy of node " + node}
 	}
-	return deny("Subject", "spec.request: subject CN=%q O=%q: node %s may ask for CN=%s%s O=%s and for CN=%s only",
-		cn, orgs, node, kubestackPrefix, node, groupKubestacks, kubeProxy)
+	return deny("Subject", "spec.request: subject CN=%q O=%q: node %s may ask for CN=%s%s O=%s, CN=%s%s O=%s and CN=%s only",
+		cn, orgs, node, kubestackPrefix, node, groupKubestacks, csiNodePrefix, node, groupCSINodes, kubeProxy)
 }
 
 // serving decides about kubelets' certificates as servers.

@@ -55,6 +55,7 @@ func clusterRoles() map[string][]rbacv1.PolicyRule {
 		rule([]string{"get", "list"}, "metrics.k8s.io", "pods"),
 		rule(read, "networking.k8s.io", "ingresses", "ingresses/status", "networkpolicies"),
 		rule(read, "policy", "poddisruptionbudgets", "poddisruptionbudgets/status"),
+		rule(read, "snapshot.storage.k8s.io", "volumesnapshots", "volumesnapshots/status"),
 	}
 	// Not among them: pods/proxy and services/proxy, which dial a Pod's address from the API
 	// server; endpoints and endpointslices, which would lead a Service elsewhere; status of
@@ -74,6 +75,7 @@ func clusterRoles() map[string][]rbacv1.PolicyRule {
 		rule(write, "coordination.k8s.io", "leases"),
 		rule(write, "networking.k8s.io", "ingresses", "networkpolicies"),
 		rule(write, "policy", "poddisruptionbudgets"),
+		rule(write, "snapshot.storage.k8s.io", "volumesnapshots"),
 	})
 	// The API server lets nobody write Roles or bind roles with rights they do not have
 	// themselves: neither bind nor escalate is given.
@@ -101,7 +103,8 @@ func clusterRoles() map[string][]rbacv1.PolicyRule {
 		homeRole(v1alpha1.RoleManager):  homeManager,
 		userRole: {
 			rule(read, "node.k8s.io", "runtimeclasses"),
-			rule(read, "storage.k8s.io", "storageclasses"),
+			rule(read, "storage.k8s.io", "storageclasses", "volumeattributesclasses"),
+			rule(read, "snapshot.storage.k8s.io", "volumesnapshotclasses"),
 			rule(read, "scheduling.k8s.io", "priorityclasses"),
 		},
 		// A request is signed by our approver's leave only (package csr); to see it one has to

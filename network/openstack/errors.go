@@ -19,7 +19,7 @@ import (
 // Error is an answer that is no success. It unwraps to its class of package errdefs.
 type Error struct {
 	Status int
-	// Type is the service's name for it, Neutron's only.
+	// Type is the service's name for it: Neutron's, and Cinder's overLimit.
 	Type    string
 	Message string
 	// After is how long the service wants to be left alone; 0 if it did not say.
@@ -114,7 +114,7 @@ func of(status int, body []byte, header http.Header) *Error {
 
 func class(status int, kind string) error {
 	switch kind {
-	case "OverQuota", "IpAddressGenerationFailure", "NoMoreIPs":
+	case "OverQuota", "IpAddressGenerationFailure", "NoMoreIPs", "overLimit":
 		return errdefs.ErrResourceExhausted
 	case "IpAddressInUse", "IpAddressAlreadyAllocated", "MacAddressInUse":
 		return errdefs.ErrAlreadyExists
@@ -139,8 +139,9 @@ func class(status int, kind string) error {
 }
 
 // read finds what services say went wrong: Neutron {"NeutronError": {"type", "message"}},
-// Keystone {"error": {"title", "message"}}, Octavia {"faultstring"}. Others' answers, a
-// proxy's page for one, are not told.
+// Keystone {"error": {"title", "message"}}, Octavia {"faultstring"}, Cinder
+// {"badRequest": {"code", "message"}} with one of several names, of which overLimit is a
+// quota. Others' answers, a proxy's page for one, are not told.
 func read(body []byte) (kind, message string) {
 	var answer struct {
 		Neutron json.RawMessage `json:"NeutronError"`
@@ -164,7 +165,31 @@ func read(body []byte) (kind, message string) {
 			_ = json.Unmarshal(answer.Neutron, &message)
 		}
 	}
+	if kind == "" && message == "" {
+		kind, message = cinder(body)
+	}
 	return clean(kind, 64), clean(message, maxMessage)
+}
+
+func cinder(body []byte) (kind, message string) {
+	var answer map[string]json.RawMessage
+	if json.Unmarshal(body, &answer) != nil || len(answer) != 1 {
+		return "", ""
+	}
+	for name, raw := range answer {
+		var e struct {
+			Code    int    `json:"code"`
+			Message string `json:"message"`
+		}
+		if json.Unmarshal(raw, &e) != nil || e.Code == 0 {
+			return "", ""
+		}
+		message = e.Message
+		if name == "overLimit" {
+			kind = name
+		}
+	}
+	return kind, message
 }
 
 // clean makes a text fit for a message: one line, bounded.

@@ -22,6 +22,7 @@ import (
 	"github.com/gophercloud/gophercloud/v2"
 	"github.com/gophercloud/gophercloud/v2/openstack"
 	"github.com/gophercloud/gophercloud/v2/openstack/config/clouds"
+	"github.com/gophercloud/gophercloud/v2/openstack/identity/v3/tokens"
 )
 
 // Profiles of the credential.
@@ -207,7 +208,13 @@ func forget(p *project, refused *gophercloud.ProviderClient) {
 const (
 	Network      = "network"
 	LoadBalancer = "load-balancer"
+	Volume       = "block-storage"
+	Identity     = "identity"
 )
+
+// volumeVersion is the microversion of Cinder's API that is asked for: the first whose
+// attachments have a mode; releases have it from Stein on.
+const volumeVersion = "3.54"
 
 // Client asks one service, for one project.
 type Client struct {
@@ -248,6 +255,12 @@ func find(p *project, service string) (*gophercloud.ServiceClient, error) {
 		s, err = openstack.NewNetworkV2(p.client, p.where)
 	case LoadBalancer:
 		s, err = openstack.NewLoadBalancerV2(p.client, p.where)
+	case Volume:
+		if s, err = openstack.NewBlockStorageV3(p.client, p.where); err == nil {
+			s.Microversion = volumeVersion
+		}
+	case Identity:
+		s, err = openstack.NewIdentityV3(p.client, p.where)
 	default:
 		return nil, fmt.Errorf("service %q: %w", service, errdefs.ErrNotImplemented)
 	}
@@ -257,6 +270,23 @@ func find(p *project, service string) (*gophercloud.ServiceClient, error) {
 		return nil, fmt.Errorf("the catalogue of the cloud has no %s service: %w", service, errdefs.ErrNotFound)
 	}
 	return s, Classify(err)
+}
+
+// Account is whose token the client has: the user, and the project it is for, "" if it is
+// for none.
+func (c *Client) Account() (user, project string, err error) {
+	result, ok := c.service.GetAuthResult().(tokens.CreateResult)
+	if !ok {
+		return "", "", fmt.Errorf("a token of another kind, %T: %w", c.service.GetAuthResult(), errdefs.ErrUnavailable)
+	}
+	u, err := result.ExtractUser()
+	if err != nil {
+		return "", "", fmt.Errorf("a token that names no user: %w: %w", err, errdefs.ErrUnavailable)
+	}
+	if p, err := result.ExtractProject(); err == nil && p != nil {
+		project = p.ID
+	}
+	return u.ID, project, nil
 }
 
 // Do sends a request; path is below the service's version. Body and answer are JSON;

@@ -116,6 +116,24 @@ func (c *Client) SandboxStats(ctx context.Context) (*hyperstart.SandboxStatsResp
 	return out, native(err)
 }
 
+// maxAbnormal bounds what a guest says against a volume, in bytes.
+const maxAbnormal = 1 << 10
+
+// VolumeStats returns what the guest says: only the text is bounded.
+func (c *Client) VolumeStats(ctx context.Context, serial string) (*hyperstart.VolumeStatsResponse, error) {
+	out, err := c.sandbox.VolumeStats(ctx, &hyperstart.VolumeStatsRequest{Serial: serial})
+	if err != nil {
+		return nil, native(err)
+	}
+	out.Abnormal = clip(out.Abnormal[:min(len(out.Abnormal), maxAbnormal/2)])
+	return out, nil
+}
+
+func (c *Client) GrowVolume(ctx context.Context, serial string, size uint64) error {
+	_, err := c.sandbox.GrowVolume(ctx, &hyperstart.GrowVolumeRequest{Serial: serial, SizeBytes: size})
+	return native(err)
+}
+
 func (c *Client) Shutdown(ctx context.Context, grace time.Duration) error {
 	_, err := c.sandbox.Shutdown(ctx, &hyperstart.ShutdownRequest{GraceSeconds: uint32(grace / time.Second)})
 	return native(err)

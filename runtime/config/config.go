@@ -18,6 +18,8 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/pelletier/go-toml/v2"
+
+	volume "github.com/hypernetes/hypernetes/volume/record"
 )
 
 // DefaultPath is read when containerd passes no ConfigPath; it need not exist.
@@ -59,6 +61,8 @@ type Config struct {
 	KubeletRoot string `toml:"kubelet_root"`
 	// StateDir holds the shims' state: what to collect after a crash.
 	StateDir string `toml:"state_dir"`
+	// VolumeRoot is where the node's volume plugin keeps its records.
+	VolumeRoot string `toml:"volume_root"`
 	// BootTimeoutSeconds is how long a guest may take until its agent answers,
 	// HeartbeatSeconds how often the agent is asked, and HeartbeatTimeoutSeconds how
 	// late an answer may be before the VM is taken for hung (0: by accelerator).
@@ -79,7 +83,7 @@ func Default() Config {
 		DefaultMemoryMiB: 256, MemoryOverheadMiB: 96, MinMemoryMiB: 160,
 		DefaultVCPUs: 1, MaxVCPUs: runtime.NumCPU(),
 		ScratchSizeGiB: 10, ScratchDir: "/var/lib/h8s-shim",
-		UIDBase: 1879048192, KubeletRoot: "/var/lib/kubelet", StateDir: "/run/h8s-shim",
+		UIDBase: 1879048192, KubeletRoot: "/var/lib/kubelet", StateDir: "/run/h8s-shim", VolumeRoot: volume.Root,
 		BootTimeoutSeconds: 180, HeartbeatSeconds: 10,
 	}
 }
@@ -132,7 +136,7 @@ func parse(b []byte, c *Config) error {
 // Validate checks every key by itself; files are not opened.
 func (c Config) Validate() error {
 	for _, p := range []struct{ key, value string }{
-		{"kernel", c.Kernel}, {"initrd", c.Initrd}, {"kubelet_root", c.KubeletRoot}, {"state_dir", c.StateDir}, {"scratch_dir", c.ScratchDir},
+		{"kernel", c.Kernel}, {"initrd", c.Initrd}, {"kubelet_root", c.KubeletRoot}, {"state_dir", c.StateDir}, {"scratch_dir", c.ScratchDir}, {"volume_root", c.VolumeRoot},
 	} {
 		if !filepath.IsAbs(p.value) {
 			return fmt.Errorf("%s is %q, must be an absolute path: %w", p.key, p.value, errdefs.ErrInvalidArgument)

@@ -55,6 +55,9 @@ func Collect(ctx context.Context, stateDir string, r *record.Record) error {
 	if err := r.VMM.Kill(ctx, vmmEnd); err != nil {
 		return fmt.Errorf("sandbox %s: vmm: %w", r.ID, err)
 	}
+	if err := r.Storage.Kill(ctx, vmmEnd); err != nil {
+		return fmt.Errorf("sandbox %s: storage daemon: %w", r.ID, err)
+	}
 	var errs []error
 	if r.Network.NetNS != "" {
 		errs = append(errs, nic.Detach(ctx, r.Network))

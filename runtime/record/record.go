@@ -31,9 +31,11 @@ type Record struct {
 	Namespace string `json:"namespace"`
 	Bundle    string `json:"bundle"`
 	// Socket is the shim's, Shim its process, VMM the virtual machine's.
-	Socket  string        `json:"socket"`
-	Shim    Process       `json:"shim"`
-	VMM     Process       `json:"vmm,omitzero"`
+	Socket string  `json:"socket"`
+	Shim   Process `json:"shim"`
+	VMM    Process `json:"vmm,omitzero"`
+	// Storage is the storage daemon's process, if the Pod has one.
+	Storage Process       `json:"storage,omitzero"`
 	Cgroup  *cgroup.Group `json:"cgroup,omitempty"`
 	Network nic.State     `json:"network,omitzero"`
 	// Pod is for people.

@@ -118,6 +118,11 @@ func (c *Container) prepare(ctx context.Context, r CreateRequest) (*hyperstart.C
 	if err != nil {
 		return nil, fmt.Errorf("root file system: %w", err)
 	}
+	attached, err := c.s.placeholders()
+	if err != nil {
+		return nil, err
+	}
+	c.pod.Resolvers = []volume.Resolver{attached}
 	if c.plan, err = c.pod.Plan(ctx, spec.Mounts); err != nil {
 		return nil, err
 	}
@@ -125,10 +130,14 @@ func (c *Container) prepare(ctx context.Context, r CreateRequest) (*hyperstart.C
 	if err != nil {
 		return nil, err
 	}
+	devices, err := attached.Devices(spec)
+	if err != nil {
+		return nil, err
+	}
 	in, out, errw := r.Stdio.Wants()
 	q := &hyperstart.CreateRequest{
 		ContainerId: c.id, Spec: guest, Rootfs: &hyperstart.RootFS{}, Terminal: r.Stdio.Terminal,
-		Stdin: in, Stdout: out, Stderr: errw,
+		Stdin: in, Stdout: out, Stderr: errw, BlockDevices: devices,
 	}
 	if err := c.joinPIDs(pidns, q); err != nil {
 		return nil, err

@@ -54,6 +54,9 @@ func (s *Sandbox) create(ctx context.Context, options *anypb.Any, netns string) 
 	if err := s.save(); err != nil {
 		return err
 	}
+	if err := s.findVolumes(); err != nil {
+		return err
+	}
 	uid, release, err := s.opt.Host.User(s.opt.ID)
 	if err != nil {
 		return err
@@ -130,6 +133,11 @@ func (s *Sandbox) startVM(ctx context.Context, uid int) error {
 		defer scratch.Close()
 		vmc.Disks = append(vmc.Disks, vmm.Disk{Serial: scratchSerial, File: scratch, Discard: true})
 	}
+	open, err := s.attachVolumes(ctx, &vmc)
+	if err != nil {
+		return err
+	}
+	defer open.close()
 	for _, l := range s.attach.Links {
 		vmc.NICs = append(vmc.NICs, vmm.NIC{Tap: l.Tap, MAC: l.MAC})
 	}
@@ -145,6 +153,10 @@ func (s *Sandbox) startVM(ctx context.Context, uid int) error {
 	s.vm, s.vmPID = vm, vm.PID()
 	s.mu.Unlock()
 	s.layers = newLayers(vm)
+	if s.storage != nil {
+		s.wg.Add(1)
+		go s.watchStorage()
+	}
 	if err := s.attach.Close(); err != nil {
 		log.G(s.ctx).WithError(err).Warn("close taps")
 	}
@@ -231,6 +243,9 @@ func (s *Sandbox) configure(ctx context.Context) error {
 		return err
 	}
 	s.agent = a
+	if err := s.checkFeatures(); err != nil {
+		return err
+	}
 	if err := a.Configure(ctx, s.configuration()); err != nil {
 		return fmt.Errorf("configure guest: %w", err)
 	}
@@ -253,6 +268,7 @@ func (s *Sandbox) configuration() *hyperstart.ConfigureRequest {
 		SandboxId: s.opt.ID, Hostname: s.pod.Hostname, ResolvConf: s.pod.ResolvConf, Sysctls: s.pod.Sysctls,
 		Clock: timestamppb.Now(), Entropy: entropy, SharePidNamespace: s.pod.SharePIDNamespace,
 		Interfaces: s.attach.Interfaces, Routes: s.attach.Routes, Neighbors: s.attach.Neighbors,
+		Volumes: s.volumes.Volumes(),
 	}
 	if s.opt.Config.Scratch != "" {
 		r.ScratchSerial = scratchSerial

@@ -98,6 +98,7 @@ func (s *Sandbox) giveBack() error {
 		defer cancel()
 		errs = append(errs, s.opt.Host.Detach(ctx, s.attach.State()))
 	}
+	errs = append(errs, s.giveBackVolumes())
 	if s.uid != nil {
 		s.uid()
 	}

@@ -11,6 +11,7 @@ import (
 	"github.com/hypernetes/hypernetes/runtime/config"
 	"github.com/hypernetes/hypernetes/runtime/nic"
 	"github.com/hypernetes/hypernetes/runtime/prober"
+	"github.com/hypernetes/hypernetes/runtime/storage"
 	"github.com/hypernetes/hypernetes/runtime/vmm"
 )
 
@@ -27,6 +28,8 @@ type Host interface {
 	Scratch(ctx context.Context) (*os.File, error)
 	// Turn waits until a VM may boot; accelerator is VMM's. release is called when it has.
 	Turn(ctx context.Context, accelerator string) (release func(), err error)
+	// Storage starts what serves volumes that are no files of the node.
+	Storage(ctx context.Context, c storage.Config) (Storage, error)
 	// User allocates the VMM's user until release is called.
 	User(name string) (uid int, release func(), err error)
 }

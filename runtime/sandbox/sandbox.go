@@ -61,6 +61,11 @@ type Sandbox struct {
 	accel  string
 	attach *nic.Attachment
 	uid    func()
+	// volumes are the Pod's persistent ones; storage serves those that are no files.
+	volumes    volume.Attached
+	storage    Storage
+	storageUID func()
+	growing    sync.Mutex
 	// turn ends this VM's turn to boot.
 	turn   func()
 	layers *layers
@@ -266,15 +271,21 @@ func (s *Sandbox) Stop(ctx context.Context, grace time.Duration) error {
 const (
 	// defaultGrace is what containers that still run get; CRI has stopped them before.
 	defaultGrace = 2 * time.Second
-	// powerOff is how long the guest may take to unmount and power off after that.
+	// powerOff is how long the guest may take to unmount and power off after that, and
+	// unmount how much longer to write back what volumes have not got yet.
 	powerOff = 10 * time.Second
+	unmount  = 30 * time.Second
 )
 
 func (s *Sandbox) shutdown(ctx context.Context, grace time.Duration) {
 	if grace <= 0 {
 		grace = defaultGrace
 	}
-	ctx, cancel := context.WithTimeout(ctx, grace+powerOff)
+	limit := grace + powerOff
+	if len(s.volumes) > 0 {
+		limit += unmount
+	}
+	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	select {
 	case <-s.booted:

@@ -15,6 +15,7 @@ import (
 	sandboxapi "github.com/containerd/containerd/api/runtime/sandbox/v1"
 	taskapi "github.com/containerd/containerd/api/runtime/task/v3"
 	"github.com/containerd/containerd/api/types"
+	"github.com/containerd/errdefs"
 	"github.com/containerd/errdefs/pkg/errgrpc"
 	"github.com/containerd/log"
 	"github.com/containerd/ttrpc"
@@ -28,6 +29,7 @@ import (
 	"github.com/hypernetes/hypernetes/runtime/nic"
 	"github.com/hypernetes/hypernetes/runtime/prober"
 	"github.com/hypernetes/hypernetes/runtime/sandbox"
+	"github.com/hypernetes/hypernetes/runtime/storage"
 	"github.com/hypernetes/hypernetes/runtime/vmm"
 	"github.com/hypernetes/hypernetes/runtime/vmm/vmmtest"
 )
@@ -83,6 +85,10 @@ func (s *shim) User(string) (int, func(), error) {
 	}, nil
 }
 
+func (s *shim) Storage(context.Context, storage.Config) (sandbox.Storage, error) {
+	return nil, errdefs.ErrNotImplemented
+}
+
 func (s *shim) Turn(context.Context, string) (func(), error) { return func() {}, nil }
 
 func (s *shim) Publish(topic string, event proto.Message) {
@@ -98,6 +104,7 @@ func start(t *testing.T, v *vmmtest.VMM, change ...func(*config.Config)) *shim {
 	cfg := config.Default()
 	dir := t.TempDir()
 	cfg.Kernel, cfg.Initrd, cfg.StateDir, cfg.KubeletRoot = "/k", "/i", filepath.Join(dir, "state"), filepath.Join(dir, "kubelet")
+	cfg.VolumeRoot = filepath.Join(dir, "volumes")
 	cfg.BootTimeoutSeconds = 5
 	for _, c := range change {
 		c(&cfg)

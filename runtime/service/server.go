@@ -16,6 +16,7 @@ import (
 	"github.com/containerd/ttrpc"
 	"google.golang.org/grpc/status"
 
+	volumeapi "github.com/hypernetes/hypernetes/api/volume/v1"
 	"github.com/hypernetes/hypernetes/runtime/sandbox"
 )
 
@@ -44,6 +45,7 @@ func (s *Service) Serve(ctx context.Context, l net.Listener) error {
 	}
 	sandboxapi.RegisterTTRPCSandboxService(rpc, &sandboxService{s})
 	taskapi.RegisterTTRPCTaskService(rpc, &taskService{s})
+	volumeapi.RegisterVolumesService(rpc, &volumeService{s})
 	served := make(chan error, 1)
 	go func() { served <- rpc.Serve(ctx, l) }()
 	select {

@@ -31,6 +31,7 @@ import (
 	"github.com/hypernetes/hypernetes/runtime/prober"
 	"github.com/hypernetes/hypernetes/runtime/sandbox"
 	"github.com/hypernetes/hypernetes/runtime/service"
+	"github.com/hypernetes/hypernetes/runtime/storage"
 	"github.com/hypernetes/hypernetes/runtime/turn"
 	"github.com/hypernetes/hypernetes/runtime/vmm"
 	"github.com/hypernetes/hypernetes/runtime/vmm/qemu"
@@ -184,6 +185,11 @@ func (h host) Scratch(ctx context.Context) (*os.File, error) {
 		return nil, fmt.Errorf("scratch_dir: %w", err)
 	}
 	return disk.NewScratch(ctx, h.cfg.ScratchDir, h.cfg.Scratch, h.cfg.ScratchSizeGiB<<30)
+}
+
+// Storage implements sandbox.Host.
+func (host) Storage(ctx context.Context, c storage.Config) (sandbox.Storage, error) {
+	return storage.Start(ctx, c)
 }
 
 // Turn implements sandbox.Host. Emulated, a boot keeps a CPU busy from start to end.

@@ -35,6 +35,9 @@ type Config struct {
 	NICs []NIC
 	// UID and GID the VMM runs as; 0 keeps the shim's (tests only).
 	UID, GID int
+	// Hold are descriptors the VMM inherits for nothing but keeping them open: locks that
+	// shall last as long as it lives. The caller closes its own.
+	Hold []*os.File
 	// Cgroups are absolute paths of existing cgroup directories (one, or one per v1
 	// hierarchy) the VMM enters before it executes.
 	Cgroups []string
@@ -48,14 +51,37 @@ type Config struct {
 type Disk struct {
 	// Serial identifies the disk in the guest (SCSI unit serial): [a-zA-Z0-9_-]{1,20}.
 	Serial string
-	// File is the open image; a read-only disk must be opened O_RDONLY. The VMM
-	// duplicates it; the caller closes its own.
-	File     *os.File
+	// File is the open image; a read-only disk must be opened O_RDONLY, one that bypasses
+	// the host's page cache with O_DIRECT. The VMM duplicates it; the caller closes its own.
+	File *os.File
+	// NBD, instead of File, is where the disk is served; at boot only.
+	NBD      *NBD
 	ReadOnly bool
 	// Discard lets the guest punch holes (scratch disks).
 	Discard bool
 	// Ephemeral content ends with the VM: the guest's flushes need not reach the disk.
 	Ephemeral bool
+	// Persistent content outlives the VM: the guest hears of every error, and zeroes it
+	// writes need no space. Such a disk is there at boot and stays.
+	Persistent bool
+	// Shared lets others write the disk at the same time.
+	Shared bool
+	// Throttle bounds a disk known at boot; nil for none.
+	Throttle *Throttle
+}
+
+// NBD is a disk behind an NBD server (github.com/NetworkBlockDevice/nbd, doc/proto.md).
+type NBD struct {
+	// Conn is a connected socket that has not been read or written yet.
+	Conn *os.File
+	// Export is the disk's name there.
+	Export string
+}
+
+// Throttle bounds I/O a second; 0 is no bound. All and reads or writes exclude each other.
+type Throttle struct {
+	IOPS, ReadIOPS, WriteIOPS    int64
+	Bytes, ReadBytes, WriteBytes int64
 }
 
 // NIC is one network interface of the guest.
@@ -99,6 +125,11 @@ type VM interface {
 	// inverse and succeeds for a disk that is not there.
 	AddDisk(ctx context.Context, d Disk) error
 	RemoveDisk(ctx context.Context, serial string) error
+	// GrowDisk has the guest see that the disk has bytes now, which its file or device
+	// has already; nbd is a new connection to a disk that is served, nil for others.
+	GrowDisk(ctx context.Context, serial string, bytes int64, nbd *NBD) error
+	// Faults counts the errors the guest was told of when it used a persistent disk.
+	Faults(serial string) int
 	// Pause and Resume stop and continue the virtual CPUs.
 	Pause(ctx context.Context) error
 	Resume(ctx context.Context) error

@@ -16,6 +16,7 @@ type mountEntry struct {
 	root   string // of the mount within its file system
 	point  string
 	fsType string
+	source string
 	super  string // per-superblock options
 }
 
@@ -32,7 +33,7 @@ func parseMountinfo(text []byte) []mountEntry {
 		if len(h) < 6 || len(t) < 3 {
 			continue
 		}
-		out = append(out, mountEntry{dev: h[2], root: unescape(h[3]), point: unescape(h[4]), fsType: t[0], super: unescape(t[2])})
+		out = append(out, mountEntry{dev: h[2], root: unescape(h[3]), point: unescape(h[4]), fsType: t[0], source: unescape(t[1]), super: unescape(t[2])})
 	}
 	return out
 }

@@ -50,15 +50,21 @@ func partsSize(parts []*hyperstart.FileTree) (n int) {
 }
 
 func mergeDirectories(into, from *hyperstart.Volume) {
-	a, b := into.GetEmptyDir(), from.GetEmptyDir()
-	if a == nil || b == nil {
-		return
+	if a, b := into.GetEmptyDir(), from.GetEmptyDir(); a != nil && b != nil {
+		a.Directories = merge(a.Directories, b.Directories)
 	}
-	for _, d := range b.Directories {
-		if !slices.Contains(a.Directories, d) {
-			a.Directories = append(a.Directories, d)
+	if a, b := into.GetBlock(), from.GetBlock(); a != nil && b != nil {
+		a.Directories = merge(a.Directories, b.Directories)
+	}
+}
+
+func merge(a, b []string) []string {
+	for _, d := range b {
+		if !slices.Contains(a, d) {
+			a = append(a, d)
 		}
 	}
+	return a
 }
 
 func putRequests(volume string, parts []*hyperstart.FileTree) []*hyperstart.PutFilesRequest {

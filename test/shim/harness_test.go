@@ -27,6 +27,7 @@ import (
 	"google.golang.org/protobuf/types/known/anypb"
 	runtimev1 "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	volumeapi "github.com/hypernetes/hypernetes/api/volume/v1"
 	"github.com/hypernetes/hypernetes/guest/image/closure"
 	"github.com/hypernetes/hypernetes/test/artifacts"
 )
@@ -45,6 +46,9 @@ type shim struct {
 	args    []string
 	sandbox sandboxapi.TTRPCSandboxService
 	task    taskapi.TTRPCTaskService
+	volumes volumeapi.VolumesService
+	// kubelet is its root directory, volumeRoot where the volume plugin's records are.
+	kubelet, volumeRoot string
 }
 
 func check(t *testing.T, err error) {
@@ -65,7 +69,7 @@ func need(t *testing.T, path ...string) string {
 }
 
 // start runs the shim's start action and connects; the sandbox is not created yet.
-func start(t *testing.T) *shim {
+func start(t *testing.T, change ...func(*shim)) *shim {
 	t.Helper()
 	if os.Getuid() != 0 {
 		t.Skip("skipped: needs root for control groups and users of VMMs")
@@ -74,9 +78,13 @@ func start(t *testing.T) *shim {
 	s.bundle = filepath.Join(s.dir, "bundle")
 	check(t, os.Mkdir(s.bundle, 0o700))
 	s.layer = busybox(t, s.dir)
+	s.kubelet, s.volumeRoot = filepath.Join(s.dir, "kubelet"), filepath.Join(s.dir, "volumes")
+	for _, c := range change {
+		c(s)
+	}
 	config := filepath.Join(s.dir, "hyper.toml")
-	check(t, os.WriteFile(config, fmt.Appendf(nil, "kernel = %q\ninitrd = %q\nscratch = %q\nscratch_size_gib = 16\nstate_dir = %q\nscratch_dir = %q\nkubelet_root = %q\nuid_base = 1890000000\n",
-		need(t, "share", "vmlinux"), need(t, "share", "initramfs.img"), need(t, "share", "scratch.ext4"), s.state(), s.dir, filepath.Join(s.dir, "kubelet")), 0o600))
+	check(t, os.WriteFile(config, fmt.Appendf(nil, "kernel = %q\ninitrd = %q\nscratch = %q\nscratch_size_gib = 16\nstate_dir = %q\nscratch_dir = %q\nkubelet_root = %q\nvolume_root = %q\nuid_base = 1890000000\n",
+		need(t, "share", "vmlinux"), need(t, "share", "initramfs.img"), need(t, "share", "scratch.ext4"), s.state(), s.dir, s.kubelet, s.volumeRoot), 0o600))
 	// Not below the test's own directory: a unix socket's path has 107 characters.
 	sockets, err := os.MkdirTemp("", "h8s-s-")
 	check(t, err)
@@ -97,7 +105,7 @@ func start(t *testing.T) *shim {
 		c.Close()
 		s.leftNothing()
 	})
-	s.sandbox, s.task = sandboxapi.NewTTRPCSandboxClient(c), taskapi.NewTTRPCTaskClient(c)
+	s.sandbox, s.task, s.volumes = sandboxapi.NewTTRPCSandboxClient(c), taskapi.NewTTRPCTaskClient(c), volumeapi.NewVolumesClient(c)
 	return s
 }
 
@@ -184,8 +192,8 @@ func (s *shim) ctx() context.Context {
 	return ctx
 }
 
-// up creates and starts the sandbox and returns the VMM's pid.
-func (s *shim) up() int {
+// create creates the sandbox.
+func (s *shim) create() error {
 	s.t.Helper()
 	b, err := proto.Marshal(&runtimev1.PodSandboxConfig{
 		Metadata: &runtimev1.PodSandboxMetadata{Name: "pod", Namespace: "test", Uid: "uid-1"}, Hostname: "pod",
@@ -197,7 +205,13 @@ func (s *shim) up() int {
 	_, err = s.sandbox.CreateSandbox(s.ctx(), &sandboxapi.CreateSandboxRequest{
 		SandboxID: s.id, BundlePath: s.bundle, Options: &anypb.Any{TypeUrl: "runtime.v1.PodSandboxConfig", Value: b},
 	})
-	check(s.t, err)
+	return errgrpc.ToNative(err)
+}
+
+// up creates and starts the sandbox and returns the VMM's pid.
+func (s *shim) up() int {
+	s.t.Helper()
+	check(s.t, s.create())
 	r, err := s.sandbox.StartSandbox(s.ctx(), &sandboxapi.StartSandboxRequest{SandboxID: s.id})
 	check(s.t, err)
 	return int(r.Pid)
@@ -213,6 +227,24 @@ type process struct {
 
 // sh starts a container that runs a shell command.
 func (s *shim) sh(name, command string, change ...func(*specs.Spec)) *process {
+	s.t.Helper()
+	fifo, err := s.container(name, command, change...)
+	check(s.t, err)
+	p := &process{s: s, name: name, out: &bytes.Buffer{}, copied: make(chan struct{})}
+	f, err := os.Open(fifo)
+	check(s.t, err)
+	go func() {
+		defer close(p.copied)
+		defer f.Close()
+		_, _ = io.Copy(p.out, f)
+	}()
+	_, err = s.task.Start(s.ctx(), &taskapi.StartRequest{ID: name})
+	check(s.t, err)
+	return p
+}
+
+// container creates a container for sh; its output goes to a fifo.
+func (s *shim) container(name, command string, change ...func(*specs.Spec)) (string, error) {
 	s.t.Helper()
 	bundle := filepath.Join(s.dir, name)
 	check(s.t, os.Mkdir(bundle, 0o700))
@@ -236,18 +268,7 @@ func (s *shim) sh(name, command string, change ...func(*specs.Spec)) *process {
 		{Type: "erofs", Source: s.layer, Options: []string{"ro", "loop"}},
 		{Type: "format/mkdir/overlay", Source: "overlay", Options: []string{"upperdir=/s/fs", "workdir=/s/work", "lowerdir={{ mount 0 }}"}},
 	}})
-	check(s.t, err)
-	p := &process{s: s, name: name, out: &bytes.Buffer{}, copied: make(chan struct{})}
-	f, err := os.Open(fifo)
-	check(s.t, err)
-	go func() {
-		defer close(p.copied)
-		defer f.Close()
-		_, _ = io.Copy(p.out, f)
-	}()
-	_, err = s.task.Start(s.ctx(), &taskapi.StartRequest{ID: name})
-	check(s.t, err)
-	return p
+	return fifo, errgrpc.ToNative(err)
 }
 
 // end waits for the process and returns its exit code and output.

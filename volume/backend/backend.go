@@ -108,6 +108,11 @@ type Connection struct {
 	Secrets    map[string][]byte `json:"secrets,omitempty"`
 	// Owner is the project whose volume it is: a Pod of another one's is refused.
 	Owner string `json:"owner,omitempty"`
+	// OperatorOwned: Owner is the operator's own project, whose volumes are for namespaces of
+	// no tenant.
+	OperatorOwned bool `json:"operatorOwned,omitempty"`
+	// Shared: several VMs may write at a time.
+	Shared bool `json:"shared,omitempty"`
 }
 
 // Attachments makes volumes reachable from nodes. Errors are those of Volumes;

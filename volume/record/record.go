@@ -11,6 +11,7 @@
 //	<root>/volumes/<key>/secret/<name>    0400: keys and passwords, never in a record
 //	<root>/volumes/<key>/lease            flock: exclusive by a writer's VM, shared by readers'
 //	<root>/volumes/<key>/pods/<uid>.json  Publication: where and how the Pod has it
+//	<root>/volumes/<key>/pods/<uid>.lease flock: exclusive by that Pod's VM
 //	<root>/pods/<uid>                     address of the Pod's shim, for statistics and growing
 //
 // key is Key(driver, volume): neither a tenant's nor a provider's text becomes a path.
@@ -24,6 +25,10 @@ const Version = 1
 
 // Root is where records are on a node.
 const Root = "/run/h8s-volumes"
+
+// PlaceholderSource and a volume's key are the source of the tmpfs mounted where the
+// kubelet expects the volume.
+const PlaceholderSource = "h8s-vol:"
 
 // Modes of a Publication.
 const (

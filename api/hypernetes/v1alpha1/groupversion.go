@@ -16,7 +16,8 @@ var schemeBuilder = runtime.NewSchemeBuilder(func(s *runtime.Scheme) error {
 	s.AddKnownTypes(GroupVersion,
 		&Tenant{}, &TenantList{}, &TenantNamespace{}, &TenantNamespaceList{},
 		&Network{}, &NetworkList{}, &Port{}, &PortList{},
-		&FloatingIP{}, &FloatingIPList{}, &AddressPool{}, &AddressPoolList{})
+		&FloatingIP{}, &FloatingIPList{}, &AddressPool{}, &AddressPoolList{},
+		&LocalVolume{}, &LocalVolumeList{}, &LocalSnapshot{}, &LocalSnapshotList{}, &LocalStore{}, &LocalStoreList{})
 	metav1.AddToGroupVersion(s, GroupVersion)
 	return nil
 })

@@ -192,8 +192,12 @@ type ConfigureRequest struct {
 	ShmBytes uint64 `protobuf:"varint,12,opt,name=shm_bytes,json=shmBytes,proto3" json:"shm_bytes,omitempty"`
 	// One PID namespace for all containers, with a reaper as its PID 1.
 	SharePidNamespace bool `protobuf:"varint,13,opt,name=share_pid_namespace,json=sharePidNamespace,proto3" json:"share_pid_namespace,omitempty"`
-	unknownFields     protoimpl.UnknownFields
-	sizeCache         protoimpl.SizeCache
+	// Volumes to be begun with in the background, so that a disk's check and mount do not
+	// wait for the first container; only block volumes are. The Create that brings one
+	// waits for it and has its error.
+	Volumes       []*Volume `protobuf:"bytes,14,rep,name=volumes,proto3" json:"volumes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ConfigureRequest) Reset() {
@@ -315,6 +319,13 @@ func (x *ConfigureRequest) GetSharePidNamespace() bool {
 		return x.SharePidNamespace
 	}
 	return false
+}
+
+func (x *ConfigureRequest) GetVolumes() []*Volume {
+	if x != nil {
+		return x.Volumes
+	}
+	return nil
 }
 
 type Interface struct {
@@ -558,6 +569,7 @@ type Volume struct {
 	//
 	//	*Volume_EmptyDir
 	//	*Volume_Files
+	//	*Volume_Block
 	Kind          isVolume_Kind `protobuf_oneof:"kind"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -625,6 +637,15 @@ func (x *Volume) GetFiles() *FileTree {
 	return nil
 }
 
+func (x *Volume) GetBlock() *BlockVolume {
+	if x != nil {
+		if x, ok := x.Kind.(*Volume_Block); ok {
+			return x.Block
+		}
+	}
+	return nil
+}
+
 type isVolume_Kind interface {
 	isVolume_Kind()
 }
@@ -637,9 +658,126 @@ type Volume_Files struct {
 	Files *FileTree `protobuf:"bytes,3,opt,name=files,proto3,oneof"`
 }
 
+type Volume_Block struct {
+	Block *BlockVolume `protobuf:"bytes,4,opt,name=block,proto3,oneof"`
+}
+
 func (*Volume_EmptyDir) isVolume_Kind() {}
 
 func (*Volume_Files) isVolume_Kind() {}
+
+func (*Volume_Block) isVolume_Kind() {}
+
+// BlockVolume is the file system on a disk (feature "block-volumes"). It is checked
+// (e2fsck -p) and mounted once, grown to the disk's size, and unmounted by Shutdown.
+type BlockVolume struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Serial string                 `protobuf:"bytes,1,opt,name=serial,proto3" json:"serial,omitempty"`
+	// "ext4"; "xfs" of a guest with the feature "xfs". A disk with anything else on it is
+	// an error that names both, never formatted and never mounted.
+	FsType string `protobuf:"bytes,2,opt,name=fs_type,json=fsType,proto3" json:"fs_type,omitempty"`
+	// Mount options, each checked against a list of the guest's own.
+	Options  []string `protobuf:"bytes,3,rep,name=options,proto3" json:"options,omitempty"`
+	ReadOnly bool     `protobuf:"varint,4,opt,name=read_only,json=readOnly,proto3" json:"read_only,omitempty"`
+	// A disk that was read and found blank may be formatted. A read error is an error.
+	MayFormat bool `protobuf:"varint,5,opt,name=may_format,json=mayFormat,proto3" json:"may_format,omitempty"`
+	// Group of the volume's files (Pod's fsGroup): all of them get it, its group bits and,
+	// directories, set-gid, unless the volume's root has these already.
+	FsGroup *uint32 `protobuf:"varint,6,opt,name=fs_group,json=fsGroup,proto3,oneof" json:"fs_group,omitempty"`
+	// Look at every file whatever the root says (fsGroupChangePolicy Always).
+	FsGroupAlways bool `protobuf:"varint,7,opt,name=fs_group_always,json=fsGroupAlways,proto3" json:"fs_group_always,omitempty"`
+	// As EmptyDir.directories; each is made with the mode and the group of the volume's
+	// root. A subPath that names a file is mounted as a file.
+	Directories   []string `protobuf:"bytes,8,rep,name=directories,proto3" json:"directories,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BlockVolume) Reset() {
+	*x = BlockVolume{}
+	mi := &file_hyperstart_v1_hyperstart_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BlockVolume) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BlockVolume) ProtoMessage() {}
+
+func (x *BlockVolume) ProtoReflect() protoreflect.Message {
+	mi := &file_hyperstart_v1_hyperstart_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BlockVolume.ProtoReflect.Descriptor instead.
+func (*BlockVolume) Descriptor() ([]byte, []int) {
+	return file_hyperstart_v1_hyperstart_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *BlockVolume) GetSerial() string {
+	if x != nil {
+		return x.Serial
+	}
+	return ""
+}
+
+func (x *BlockVolume) GetFsType() string {
+	if x != nil {
+		return x.FsType
+	}
+	return ""
+}
+
+func (x *BlockVolume) GetOptions() []string {
+	if x != nil {
+		return x.Options
+	}
+	return nil
+}
+
+func (x *BlockVolume) GetReadOnly() bool {
+	if x != nil {
+		return x.ReadOnly
+	}
+	return false
+}
+
+func (x *BlockVolume) GetMayFormat() bool {
+	if x != nil {
+		return x.MayFormat
+	}
+	return false
+}
+
+func (x *BlockVolume) GetFsGroup() uint32 {
+	if x != nil && x.FsGroup != nil {
+		return *x.FsGroup
+	}
+	return 0
+}
+
+func (x *BlockVolume) GetFsGroupAlways() bool {
+	if x != nil {
+		return x.FsGroupAlways
+	}
+	return false
+}
+
+func (x *BlockVolume) GetDirectories() []string {
+	if x != nil {
+		return x.Directories
+	}
+	return nil
+}
 
 type EmptyDir struct {
 	state  protoimpl.MessageState `protogen:"open.v1"`
@@ -661,7 +799,7 @@ type EmptyDir struct {
 
 func (x *EmptyDir) Reset() {
 	*x = EmptyDir{}
-	mi := &file_hyperstart_v1_hyperstart_proto_msgTypes[7]
+	mi := &file_hyperstart_v1_hyperstart_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -673,7 +811,7 @@ func (x *EmptyDir) String() string {
 func (*EmptyDir) ProtoMessage() {}
 
 func (x *EmptyDir) ProtoReflect() protoreflect.Message {
-	mi := &file_hyperstart_v1_hyperstart_proto_msgTypes[7]
+	mi := &file_hyperstart_v1_hyperstart_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -686,7 +824,7 @@ func (x *EmptyDir) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EmptyDir.ProtoReflect.Descriptor instead.
 func (*EmptyDir) Descriptor() ([]byte, []int) {
-	return file_hyperstart_v1_hyperstart_proto_rawDescGZIP(), []int{7}
+	return file_hyperstart_v1_hyperstart_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *EmptyDir) GetMemory() bool {
@@ -752,7 +890,7 @@ type FileTree struct {
 
 func (x *FileTree) Reset() {
 	*x = FileTree{}
-	mi := &file_hyperstart_v1_hyperstart_proto_msgTypes[8]
+	mi := &file_hyperstart_v1_hyperstart_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -764,7 +902,7 @@ func (x *FileTree) String() string {
 func (*FileTree) ProtoMessage() {}
 
 func (x *FileTree) ProtoReflect() protoreflect.Message {
-	mi := &file_hyperstart_v1_hyperstart_proto_msgTypes[8]
+	mi := &file_hyperstart_v1_hyperstart_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -777,7 +915,7 @@ func (x *FileTree) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FileTree.ProtoReflect.Descriptor instead.
 func (*FileTree) Descriptor() ([]byte, []int) {
-	return file_hyperstart_v1_hyperstart_proto_rawDescGZIP(), []int{8}
+	return file_hyperstart_v1_hyperstart_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *FileTree) GetVersion() string {
@@ -831,7 +969,7 @@ type File struct {
 
 func (x *File) Reset() {
 	*x = File{}
-	mi := &file_hyperstart_v1_hyperstart_proto_msgTypes[9]
+	mi := &file_hyperstart_v1_hyperstart_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -843,7 +981,7 @@ func (x *File) String() string {
 func (*File) ProtoMessage() {}
 
 func (x *File) ProtoReflect() protoreflect.Message {
-	mi := &file_hyperstart_v1_hyperstart_proto_msgTypes[9]
+	mi := &file_hyperstart_v1_hyperstart_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -856,7 +994,7 @@ func (x *File) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use File.ProtoReflect.Descriptor instead.
 func (*File) Descriptor() ([]byte, []int) {
-	return file_hyperstart_v1_hyperstart_proto_rawDescGZIP(), []int{9}
+	return file_hyperstart_v1_hyperstart_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *File) GetPath() string {
@@ -913,7 +1051,7 @@ type PutFilesRequest struct {
 
 func (x *PutFilesRequest) Reset() {
 	*x = PutFilesRequest{}
-	mi := &file_hyperstart_v1_hyperstart_proto_msgTypes[10]
+	mi := &file_hyperstart_v1_hyperstart_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -925,7 +1063,7 @@ func (x *PutFilesRequest) String() string {
 func (*PutFilesRequest) ProtoMessage() {}
 
 func (x *PutFilesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hyperstart_v1_hyperstart_proto_msgTypes[10]
+	mi := &file_hyperstart_v1_hyperstart_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -938,7 +1076,7 @@ func (x *PutFilesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutFilesRequest.ProtoReflect.Descriptor instead.
 func (*PutFilesRequest) Descriptor() ([]byte, []int) {
-	return file_hyperstart_v1_hyperstart_proto_rawDescGZIP(), []int{10}
+	return file_hyperstart_v1_hyperstart_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *PutFilesRequest) GetVolume() string {
@@ -973,7 +1111,7 @@ type ReadFileRequest struct {
 
 func (x *ReadFileRequest) Reset() {
 	*x = ReadFileRequest{}
-	mi := &file_hyperstart_v1_hyperstart_proto_msgTypes[11]
+	mi := &file_hyperstart_v1_hyperstart_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -985,7 +1123,7 @@ func (x *ReadFileRequest) String() string {
 func (*ReadFileRequest) ProtoMessage() {}
 
 func (x *ReadFileRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hyperstart_v1_hyperstart_proto_msgTypes[11]
+	mi := &file_hyperstart_v1_hyperstart_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -998,7 +1136,7 @@ func (x *ReadFileRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadFileRequest.ProtoReflect.Descriptor instead.
 func (*ReadFileRequest) Descriptor() ([]byte, []int) {
-	return file_hyperstart_v1_hyperstart_proto_rawDescGZIP(), []int{11}
+	return file_hyperstart_v1_hyperstart_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *ReadFileRequest) GetVolume() string {
@@ -1033,7 +1171,7 @@ type ReadFileResponse struct {
 
 func (x *ReadFileResponse) Reset() {
 	*x = ReadFileResponse{}
-	mi := &file_hyperstart_v1_hyperstart_proto_msgTypes[12]
+	mi := &file_hyperstart_v1_hyperstart_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1045,7 +1183,7 @@ func (x *ReadFileResponse) String() string {
 func (*ReadFileResponse) ProtoMessage() {}
 
 func (x *ReadFileResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_hyperstart_v1_hyperstart_proto_msgTypes[12]
+	mi := &file_hyperstart_v1_hyperstart_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1058,7 +1196,7 @@ func (x *ReadFileResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadFileResponse.ProtoReflect.Descriptor instead.
 func (*ReadFileResponse) Descriptor() ([]byte, []int) {
-	return file_hyperstart_v1_hyperstart_proto_rawDescGZIP(), []int{12}
+	return file_hyperstart_v1_hyperstart_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *ReadFileResponse) GetData() []byte {
@@ -1092,13 +1230,15 @@ type CreateRequest struct {
 	PidNamespaceOf string `protobuf:"bytes,9,opt,name=pid_namespace_of,json=pidNamespaceOf,proto3" json:"pid_namespace_of,omitempty"`
 	// Join the sandbox's shared PID namespace.
 	SandboxPidNamespace bool `protobuf:"varint,10,opt,name=sandbox_pid_namespace,json=sandboxPidNamespace,proto3" json:"sandbox_pid_namespace,omitempty"`
-	unknownFields       protoimpl.UnknownFields
-	sizeCache           protoimpl.SizeCache
+	// Raw disks the container gets as device nodes (feature "block-volumes").
+	BlockDevices  []*BlockDevice `protobuf:"bytes,11,rep,name=block_devices,json=blockDevices,proto3" json:"block_devices,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *CreateRequest) Reset() {
 	*x = CreateRequest{}
-	mi := &file_hyperstart_v1_hyperstart_proto_msgTypes[13]
+	mi := &file_hyperstart_v1_hyperstart_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1110,7 +1250,7 @@ func (x *CreateRequest) String() string {
 func (*CreateRequest) ProtoMessage() {}
 
 func (x *CreateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hyperstart_v1_hyperstart_proto_msgTypes[13]
+	mi := &file_hyperstart_v1_hyperstart_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1123,7 +1263,7 @@ func (x *CreateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateRequest.ProtoReflect.Descriptor instead.
 func (*CreateRequest) Descriptor() ([]byte, []int) {
-	return file_hyperstart_v1_hyperstart_proto_rawDescGZIP(), []int{13}
+	return file_hyperstart_v1_hyperstart_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *CreateRequest) GetContainerId() string {
@@ -1196,6 +1336,78 @@ func (x *CreateRequest) GetSandboxPidNamespace() bool {
 	return false
 }
 
+func (x *CreateRequest) GetBlockDevices() []*BlockDevice {
+	if x != nil {
+		return x.BlockDevices
+	}
+	return nil
+}
+
+// BlockDevice is a disk as a device node of a container. An entry of the spec's
+// linux.devices with the same path is the host's placeholder: its owner and mode are
+// kept, its numbers and their cgroup rules are replaced.
+type BlockDevice struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Absolute and clean, in the container.
+	Path   string `protobuf:"bytes,1,opt,name=path,proto3" json:"path,omitempty"`
+	Serial string `protobuf:"bytes,2,opt,name=serial,proto3" json:"serial,omitempty"`
+	// The container's cgroup may only read.
+	ReadOnly      bool `protobuf:"varint,3,opt,name=read_only,json=readOnly,proto3" json:"read_only,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BlockDevice) Reset() {
+	*x = BlockDevice{}
+	mi := &file_hyperstart_v1_hyperstart_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BlockDevice) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BlockDevice) ProtoMessage() {}
+
+func (x *BlockDevice) ProtoReflect() protoreflect.Message {
+	mi := &file_hyperstart_v1_hyperstart_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BlockDevice.ProtoReflect.Descriptor instead.
+func (*BlockDevice) Descriptor() ([]byte, []int) {
+	return file_hyperstart_v1_hyperstart_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *BlockDevice) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
+func (x *BlockDevice) GetSerial() string {
+	if x != nil {
+		return x.Serial
+	}
+	return ""
+}
+
+func (x *BlockDevice) GetReadOnly() bool {
+	if x != nil {
+		return x.ReadOnly
+	}
+	return false
+}
+
 type RootFS struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Serials of the read-only EROFS layer disks, lowest layer first.
@@ -1206,7 +1418,7 @@ type RootFS struct {
 
 func (x *RootFS) Reset() {
 	*x = RootFS{}
-	mi := &file_hyperstart_v1_hyperstart_proto_msgTypes[14]
+	mi := &file_hyperstart_v1_hyperstart_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1218,7 +1430,7 @@ func (x *RootFS) String() string {
 func (*RootFS) ProtoMessage() {}
 
 func (x *RootFS) ProtoReflect() protoreflect.Message {
-	mi := &file_hyperstart_v1_hyperstart_proto_msgTypes[14]
+	mi := &file_hyperstart_v1_hyperstart_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1231,7 +1443,7 @@ func (x *RootFS) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RootFS.ProtoReflect.Descriptor instead.
 func (*RootFS) Descriptor() ([]byte, []int) {
-	return file_hyperstart_v1_hyperstart_proto_rawDescGZIP(), []int{14}
+	return file_hyperstart_v1_hyperstart_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *RootFS) GetLayerSerials() []string {
@@ -1250,7 +1462,7 @@ type CreateResponse struct {
 
 func (x *CreateResponse) Reset() {
 	*x = CreateResponse{}
-	mi := &file_hyperstart_v1_hyperstart_proto_msgTypes[15]
+	mi := &file_hyperstart_v1_hyperstart_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1262,7 +1474,7 @@ func (x *CreateResponse) String() string {
 func (*CreateResponse) ProtoMessage() {}
 
 func (x *CreateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_hyperstart_v1_hyperstart_proto_msgTypes[15]
+	mi := &file_hyperstart_v1_hyperstart_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1275,7 +1487,7 @@ func (x *CreateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateResponse.ProtoReflect.Descriptor instead.
 func (*CreateResponse) Descriptor() ([]byte, []int) {
-	return file_hyperstart_v1_hyperstart_proto_rawDescGZIP(), []int{15}
+	return file_hyperstart_v1_hyperstart_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *CreateResponse) GetPid() uint32 {
@@ -1295,7 +1507,7 @@ type ProcessRequest struct {
 
 func (x *ProcessRequest) Reset() {
 	*x = ProcessRequest{}
-	mi := &file_hyperstart_v1_hyperstart_proto_msgTypes[16]
+	mi := &file_hyperstart_v1_hyperstart_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1307,7 +1519,7 @@ func (x *ProcessRequest) String() string {
 func (*ProcessRequest) ProtoMessage() {}
 
 func (x *ProcessRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hyperstart_v1_hyperstart_proto_msgTypes[16]
+	mi := &file_hyperstart_v1_hyperstart_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1320,7 +1532,7 @@ func (x *ProcessRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProcessRequest.ProtoReflect.Descriptor instead.
 func (*ProcessRequest) Descriptor() ([]byte, []int) {
-	return file_hyperstart_v1_hyperstart_proto_rawDescGZIP(), []int{16}
+	return file_hyperstart_v1_hyperstart_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *ProcessRequest) GetContainerId() string {
@@ -1346,7 +1558,7 @@ type ContainerRequest struct {
 
 func (x *ContainerRequest) Reset() {
 	*x = ContainerRequest{}
-	mi := &file_hyperstart_v1_hyperstart_proto_msgTypes[17]
+	mi := &file_hyperstart_v1_hyperstart_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1358,7 +1570,7 @@ func (x *ContainerRequest) String() string {
 func (*ContainerRequest) ProtoMessage() {}
 
 func (x *ContainerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hyperstart_v1_hyperstart_proto_msgTypes[17]
+	mi := &file_hyperstart_v1_hyperstart_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1371,7 +1583,7 @@ func (x *ContainerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ContainerRequest.ProtoReflect.Descriptor instead.
 func (*ContainerRequest) Descriptor() ([]byte, []int) {
-	return file_hyperstart_v1_hyperstart_proto_rawDescGZIP(), []int{17}
+	return file_hyperstart_v1_hyperstart_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *ContainerRequest) GetContainerId() string {
@@ -1390,7 +1602,7 @@ type StartResponse struct {
 
 func (x *StartResponse) Reset() {
 	*x = StartResponse{}
-	mi := &file_hyperstart_v1_hyperstart_proto_msgTypes[18]
+	mi := &file_hyperstart_v1_hyperstart_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1402,7 +1614,7 @@ func (x *StartResponse) String() string {
 func (*StartResponse) ProtoMessage() {}
 
 func (x *StartResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_hyperstart_v1_hyperstart_proto_msgTypes[18]
+	mi := &file_hyperstart_v1_hyperstart_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1415,7 +1627,7 @@ func (x *StartResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartResponse.ProtoReflect.Descriptor instead.
 func (*StartResponse) Descriptor() ([]byte, []int) {
-	return file_hyperstart_v1_hyperstart_proto_rawDescGZIP(), []int{18}
+	return file_hyperstart_v1_hyperstart_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *StartResponse) GetPid() uint32 {
@@ -1441,7 +1653,7 @@ type ExecRequest struct {
 
 func (x *ExecRequest) Reset() {
 	*x = ExecRequest{}
-	mi := &file_hyperstart_v1_hyperstart_proto_msgTypes[19]
+	mi := &file_hyperstart_v1_hyperstart_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1453,7 +1665,7 @@ func (x *ExecRequest) String() string {
 func (*ExecRequest) ProtoMessage() {}
 
 func (x *ExecRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hyperstart_v1_hyperstart_proto_msgTypes[19]
+	mi := &file_hyperstart_v1_hyperstart_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1466,7 +1678,7 @@ func (x *ExecRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecRequest.ProtoReflect.Descriptor instead.
 func (*ExecRequest) Descriptor() ([]byte, []int) {
-	return file_hyperstart_v1_hyperstart_proto_rawDescGZIP(), []int{19}
+	return file_hyperstart_v1_hyperstart_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *ExecRequest) GetContainerId() string {
@@ -1530,7 +1742,7 @@ type SignalRequest struct {
 
 func (x *SignalRequest) Reset() {
 	*x = SignalRequest{}
-	mi := &file_hyperstart_v1_hyperstart_proto_msgTypes[20]
+	mi := &file_hyperstart_v1_hyperstart_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1542,7 +1754,7 @@ func (x *SignalRequest) String() string {
 func (*SignalRequest) ProtoMessage() {}
 
 func (x *SignalRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hyperstart_v1_hyperstart_proto_msgTypes[20]
+	mi := &file_hyperstart_v1_hyperstart_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1555,7 +1767,7 @@ func (x *SignalRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignalRequest.ProtoReflect.Descriptor instead.
 func (*SignalRequest) Descriptor() ([]byte, []int) {
-	return file_hyperstart_v1_hyperstart_proto_rawDescGZIP(), []int{20}
+	return file_hyperstart_v1_hyperstart_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *SignalRequest) GetContainerId() string {
@@ -1598,7 +1810,7 @@ type ResizeRequest struct {
 
 func (x *ResizeRequest) Reset() {
 	*x = ResizeRequest{}
-	mi := &file_hyperstart_v1_hyperstart_proto_msgTypes[21]
+	mi := &file_hyperstart_v1_hyperstart_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1610,7 +1822,7 @@ func (x *ResizeRequest) String() string {
 func (*ResizeRequest) ProtoMessage() {}
 
 func (x *ResizeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hyperstart_v1_hyperstart_proto_msgTypes[21]
+	mi := &file_hyperstart_v1_hyperstart_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1623,7 +1835,7 @@ func (x *ResizeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResizeRequest.ProtoReflect.Descriptor instead.
 func (*ResizeRequest) Descriptor() ([]byte, []int) {
-	return file_hyperstart_v1_hyperstart_proto_rawDescGZIP(), []int{21}
+	return file_hyperstart_v1_hyperstart_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *ResizeRequest) GetContainerId() string {
@@ -1665,7 +1877,7 @@ type DeleteResponse struct {
 
 func (x *DeleteResponse) Reset() {
 	*x = DeleteResponse{}
-	mi := &file_hyperstart_v1_hyperstart_proto_msgTypes[22]
+	mi := &file_hyperstart_v1_hyperstart_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1677,7 +1889,7 @@ func (x *DeleteResponse) String() string {
 func (*DeleteResponse) ProtoMessage() {}
 
 func (x *DeleteResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_hyperstart_v1_hyperstart_proto_msgTypes[22]
+	mi := &file_hyperstart_v1_hyperstart_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1690,7 +1902,7 @@ func (x *DeleteResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteResponse.ProtoReflect.Descriptor instead.
 func (*DeleteResponse) Descriptor() ([]byte, []int) {
-	return file_hyperstart_v1_hyperstart_proto_rawDescGZIP(), []int{22}
+	return file_hyperstart_v1_hyperstart_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *DeleteResponse) GetExitStatus() uint32 {
@@ -1716,7 +1928,7 @@ type PidsResponse struct {
 
 func (x *PidsResponse) Reset() {
 	*x = PidsResponse{}
-	mi := &file_hyperstart_v1_hyperstart_proto_msgTypes[23]
+	mi := &file_hyperstart_v1_hyperstart_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1728,7 +1940,7 @@ func (x *PidsResponse) String() string {
 func (*PidsResponse) ProtoMessage() {}
 
 func (x *PidsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_hyperstart_v1_hyperstart_proto_msgTypes[23]
+	mi := &file_hyperstart_v1_hyperstart_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1741,7 +1953,7 @@ func (x *PidsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PidsResponse.ProtoReflect.Descriptor instead.
 func (*PidsResponse) Descriptor() ([]byte, []int) {
-	return file_hyperstart_v1_hyperstart_proto_rawDescGZIP(), []int{23}
+	return file_hyperstart_v1_hyperstart_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *PidsResponse) GetPids() []*PidInfo {
@@ -1761,7 +1973,7 @@ type PidInfo struct {
 
 func (x *PidInfo) Reset() {
 	*x = PidInfo{}
-	mi := &file_hyperstart_v1_hyperstart_proto_msgTypes[24]
+	mi := &file_hyperstart_v1_hyperstart_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1773,7 +1985,7 @@ func (x *PidInfo) String() string {
 func (*PidInfo) ProtoMessage() {}
 
 func (x *PidInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_hyperstart_v1_hyperstart_proto_msgTypes[24]
+	mi := &file_hyperstart_v1_hyperstart_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1786,7 +1998,7 @@ func (x *PidInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PidInfo.ProtoReflect.Descriptor instead.
 func (*PidInfo) Descriptor() ([]byte, []int) {
-	return file_hyperstart_v1_hyperstart_proto_rawDescGZIP(), []int{24}
+	return file_hyperstart_v1_hyperstart_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *PidInfo) GetPid() uint32 {
@@ -1816,7 +2028,7 @@ type StatsResponse struct {
 
 func (x *StatsResponse) Reset() {
 	*x = StatsResponse{}
-	mi := &file_hyperstart_v1_hyperstart_proto_msgTypes[25]
+	mi := &file_hyperstart_v1_hyperstart_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1828,7 +2040,7 @@ func (x *StatsResponse) String() string {
 func (*StatsResponse) ProtoMessage() {}
 
 func (x *StatsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_hyperstart_v1_hyperstart_proto_msgTypes[25]
+	mi := &file_hyperstart_v1_hyperstart_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1841,7 +2053,7 @@ func (x *StatsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatsResponse.ProtoReflect.Descriptor instead.
 func (*StatsResponse) Descriptor() ([]byte, []int) {
-	return file_hyperstart_v1_hyperstart_proto_rawDescGZIP(), []int{25}
+	return file_hyperstart_v1_hyperstart_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *StatsResponse) GetCgroup2Metrics() []byte {
@@ -1876,7 +2088,7 @@ type UpdateRequest struct {
 
 func (x *UpdateRequest) Reset() {
 	*x = UpdateRequest{}
-	mi := &file_hyperstart_v1_hyperstart_proto_msgTypes[26]
+	mi := &file_hyperstart_v1_hyperstart_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1888,7 +2100,7 @@ func (x *UpdateRequest) String() string {
 func (*UpdateRequest) ProtoMessage() {}
 
 func (x *UpdateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hyperstart_v1_hyperstart_proto_msgTypes[26]
+	mi := &file_hyperstart_v1_hyperstart_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1901,7 +2113,7 @@ func (x *UpdateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateRequest.ProtoReflect.Descriptor instead.
 func (*UpdateRequest) Descriptor() ([]byte, []int) {
-	return file_hyperstart_v1_hyperstart_proto_rawDescGZIP(), []int{26}
+	return file_hyperstart_v1_hyperstart_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *UpdateRequest) GetContainerId() string {
@@ -1926,7 +2138,7 @@ type SandboxStatsRequest struct {
 
 func (x *SandboxStatsRequest) Reset() {
 	*x = SandboxStatsRequest{}
-	mi := &file_hyperstart_v1_hyperstart_proto_msgTypes[27]
+	mi := &file_hyperstart_v1_hyperstart_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1938,7 +2150,7 @@ func (x *SandboxStatsRequest) String() string {
 func (*SandboxStatsRequest) ProtoMessage() {}
 
 func (x *SandboxStatsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hyperstart_v1_hyperstart_proto_msgTypes[27]
+	mi := &file_hyperstart_v1_hyperstart_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1951,21 +2163,22 @@ func (x *SandboxStatsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SandboxStatsRequest.ProtoReflect.Descriptor instead.
 func (*SandboxStatsRequest) Descriptor() ([]byte, []int) {
-	return file_hyperstart_v1_hyperstart_proto_rawDescGZIP(), []int{27}
+	return file_hyperstart_v1_hyperstart_proto_rawDescGZIP(), []int{29}
 }
 
 type SandboxStatsResponse struct {
 	state           protoimpl.MessageState `protogen:"open.v1"`
 	MemoryTotal     uint64                 `protobuf:"varint,1,opt,name=memory_total,json=memoryTotal,proto3" json:"memory_total,omitempty"`
 	MemoryAvailable uint64                 `protobuf:"varint,2,opt,name=memory_available,json=memoryAvailable,proto3" json:"memory_available,omitempty"`
-	Volumes         []*VolumeUsage         `protobuf:"bytes,3,rep,name=volumes,proto3" json:"volumes,omitempty"`
-	unknownFields   protoimpl.UnknownFields
-	sizeCache       protoimpl.SizeCache
+	// Empty directories only: what is on a disk has VolumeStats.
+	Volumes       []*VolumeUsage `protobuf:"bytes,3,rep,name=volumes,proto3" json:"volumes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *SandboxStatsResponse) Reset() {
 	*x = SandboxStatsResponse{}
-	mi := &file_hyperstart_v1_hyperstart_proto_msgTypes[28]
+	mi := &file_hyperstart_v1_hyperstart_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1977,7 +2190,7 @@ func (x *SandboxStatsResponse) String() string {
 func (*SandboxStatsResponse) ProtoMessage() {}
 
 func (x *SandboxStatsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_hyperstart_v1_hyperstart_proto_msgTypes[28]
+	mi := &file_hyperstart_v1_hyperstart_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1990,7 +2203,7 @@ func (x *SandboxStatsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SandboxStatsResponse.ProtoReflect.Descriptor instead.
 func (*SandboxStatsResponse) Descriptor() ([]byte, []int) {
-	return file_hyperstart_v1_hyperstart_proto_rawDescGZIP(), []int{28}
+	return file_hyperstart_v1_hyperstart_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *SandboxStatsResponse) GetMemoryTotal() uint64 {
@@ -2026,7 +2239,7 @@ type VolumeUsage struct {
 
 func (x *VolumeUsage) Reset() {
 	*x = VolumeUsage{}
-	mi := &file_hyperstart_v1_hyperstart_proto_msgTypes[29]
+	mi := &file_hyperstart_v1_hyperstart_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2038,7 +2251,7 @@ func (x *VolumeUsage) String() string {
 func (*VolumeUsage) ProtoMessage() {}
 
 func (x *VolumeUsage) ProtoReflect() protoreflect.Message {
-	mi := &file_hyperstart_v1_hyperstart_proto_msgTypes[29]
+	mi := &file_hyperstart_v1_hyperstart_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2051,7 +2264,7 @@ func (x *VolumeUsage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VolumeUsage.ProtoReflect.Descriptor instead.
 func (*VolumeUsage) Descriptor() ([]byte, []int) {
-	return file_hyperstart_v1_hyperstart_proto_rawDescGZIP(), []int{29}
+	return file_hyperstart_v1_hyperstart_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *VolumeUsage) GetName() string {
@@ -2082,6 +2295,260 @@ func (x *VolumeUsage) GetUsedInodes() uint64 {
 	return 0
 }
 
+type VolumeStatsRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Of a BlockVolume or a BlockDevice.
+	Serial        string `protobuf:"bytes,1,opt,name=serial,proto3" json:"serial,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *VolumeStatsRequest) Reset() {
+	*x = VolumeStatsRequest{}
+	mi := &file_hyperstart_v1_hyperstart_proto_msgTypes[32]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *VolumeStatsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*VolumeStatsRequest) ProtoMessage() {}
+
+func (x *VolumeStatsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_hyperstart_v1_hyperstart_proto_msgTypes[32]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use VolumeStatsRequest.ProtoReflect.Descriptor instead.
+func (*VolumeStatsRequest) Descriptor() ([]byte, []int) {
+	return file_hyperstart_v1_hyperstart_proto_rawDescGZIP(), []int{32}
+}
+
+func (x *VolumeStatsRequest) GetSerial() string {
+	if x != nil {
+		return x.Serial
+	}
+	return ""
+}
+
+type VolumeStatsResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Size of the disk.
+	DeviceBytes uint64 `protobuf:"varint,1,opt,name=device_bytes,json=deviceBytes,proto3" json:"device_bytes,omitempty"`
+	// Of the file system, as statfs says; all 0 for a raw disk.
+	TotalBytes      uint64 `protobuf:"varint,2,opt,name=total_bytes,json=totalBytes,proto3" json:"total_bytes,omitempty"`
+	UsedBytes       uint64 `protobuf:"varint,3,opt,name=used_bytes,json=usedBytes,proto3" json:"used_bytes,omitempty"`
+	AvailableBytes  uint64 `protobuf:"varint,4,opt,name=available_bytes,json=availableBytes,proto3" json:"available_bytes,omitempty"`
+	TotalInodes     uint64 `protobuf:"varint,5,opt,name=total_inodes,json=totalInodes,proto3" json:"total_inodes,omitempty"`
+	UsedInodes      uint64 `protobuf:"varint,6,opt,name=used_inodes,json=usedInodes,proto3" json:"used_inodes,omitempty"`
+	AvailableInodes uint64 `protobuf:"varint,7,opt,name=available_inodes,json=availableInodes,proto3" json:"available_inodes,omitempty"`
+	// What is known against it in words ("mounted read-only after an error"), "" for nothing.
+	Abnormal      string `protobuf:"bytes,8,opt,name=abnormal,proto3" json:"abnormal,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *VolumeStatsResponse) Reset() {
+	*x = VolumeStatsResponse{}
+	mi := &file_hyperstart_v1_hyperstart_proto_msgTypes[33]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *VolumeStatsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*VolumeStatsResponse) ProtoMessage() {}
+
+func (x *VolumeStatsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_hyperstart_v1_hyperstart_proto_msgTypes[33]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use VolumeStatsResponse.ProtoReflect.Descriptor instead.
+func (*VolumeStatsResponse) Descriptor() ([]byte, []int) {
+	return file_hyperstart_v1_hyperstart_proto_rawDescGZIP(), []int{33}
+}
+
+func (x *VolumeStatsResponse) GetDeviceBytes() uint64 {
+	if x != nil {
+		return x.DeviceBytes
+	}
+	return 0
+}
+
+func (x *VolumeStatsResponse) GetTotalBytes() uint64 {
+	if x != nil {
+		return x.TotalBytes
+	}
+	return 0
+}
+
+func (x *VolumeStatsResponse) GetUsedBytes() uint64 {
+	if x != nil {
+		return x.UsedBytes
+	}
+	return 0
+}
+
+func (x *VolumeStatsResponse) GetAvailableBytes() uint64 {
+	if x != nil {
+		return x.AvailableBytes
+	}
+	return 0
+}
+
+func (x *VolumeStatsResponse) GetTotalInodes() uint64 {
+	if x != nil {
+		return x.TotalInodes
+	}
+	return 0
+}
+
+func (x *VolumeStatsResponse) GetUsedInodes() uint64 {
+	if x != nil {
+		return x.UsedInodes
+	}
+	return 0
+}
+
+func (x *VolumeStatsResponse) GetAvailableInodes() uint64 {
+	if x != nil {
+		return x.AvailableInodes
+	}
+	return 0
+}
+
+func (x *VolumeStatsResponse) GetAbnormal() string {
+	if x != nil {
+		return x.Abnormal
+	}
+	return ""
+}
+
+type GrowVolumeRequest struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Serial string                 `protobuf:"bytes,1,opt,name=serial,proto3" json:"serial,omitempty"`
+	// The disk's new size: no answer before the guest sees at least that.
+	SizeBytes     uint64 `protobuf:"varint,2,opt,name=size_bytes,json=sizeBytes,proto3" json:"size_bytes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GrowVolumeRequest) Reset() {
+	*x = GrowVolumeRequest{}
+	mi := &file_hyperstart_v1_hyperstart_proto_msgTypes[34]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GrowVolumeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GrowVolumeRequest) ProtoMessage() {}
+
+func (x *GrowVolumeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_hyperstart_v1_hyperstart_proto_msgTypes[34]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GrowVolumeRequest.ProtoReflect.Descriptor instead.
+func (*GrowVolumeRequest) Descriptor() ([]byte, []int) {
+	return file_hyperstart_v1_hyperstart_proto_rawDescGZIP(), []int{34}
+}
+
+func (x *GrowVolumeRequest) GetSerial() string {
+	if x != nil {
+		return x.Serial
+	}
+	return ""
+}
+
+func (x *GrowVolumeRequest) GetSizeBytes() uint64 {
+	if x != nil {
+		return x.SizeBytes
+	}
+	return 0
+}
+
+type GrowVolumeResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Size of the disk, and of the file system on it (0 for a raw disk).
+	DeviceBytes   uint64 `protobuf:"varint,1,opt,name=device_bytes,json=deviceBytes,proto3" json:"device_bytes,omitempty"`
+	TotalBytes    uint64 `protobuf:"varint,2,opt,name=total_bytes,json=totalBytes,proto3" json:"total_bytes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GrowVolumeResponse) Reset() {
+	*x = GrowVolumeResponse{}
+	mi := &file_hyperstart_v1_hyperstart_proto_msgTypes[35]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GrowVolumeResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GrowVolumeResponse) ProtoMessage() {}
+
+func (x *GrowVolumeResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_hyperstart_v1_hyperstart_proto_msgTypes[35]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GrowVolumeResponse.ProtoReflect.Descriptor instead.
+func (*GrowVolumeResponse) Descriptor() ([]byte, []int) {
+	return file_hyperstart_v1_hyperstart_proto_rawDescGZIP(), []int{35}
+}
+
+func (x *GrowVolumeResponse) GetDeviceBytes() uint64 {
+	if x != nil {
+		return x.DeviceBytes
+	}
+	return 0
+}
+
+func (x *GrowVolumeResponse) GetTotalBytes() uint64 {
+	if x != nil {
+		return x.TotalBytes
+	}
+	return 0
+}
+
 type EventsRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	After         uint64                 `protobuf:"varint,1,opt,name=after,proto3" json:"after,omitempty"`
@@ -2091,7 +2558,7 @@ type EventsRequest struct {
 
 func (x *EventsRequest) Reset() {
 	*x = EventsRequest{}
-	mi := &file_hyperstart_v1_hyperstart_proto_msgTypes[30]
+	mi := &file_hyperstart_v1_hyperstart_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2103,7 +2570,7 @@ func (x *EventsRequest) String() string {
 func (*EventsRequest) ProtoMessage() {}
 
 func (x *EventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hyperstart_v1_hyperstart_proto_msgTypes[30]
+	mi := &file_hyperstart_v1_hyperstart_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2116,7 +2583,7 @@ func (x *EventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EventsRequest.ProtoReflect.Descriptor instead.
 func (*EventsRequest) Descriptor() ([]byte, []int) {
-	return file_hyperstart_v1_hyperstart_proto_rawDescGZIP(), []int{30}
+	return file_hyperstart_v1_hyperstart_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *EventsRequest) GetAfter() uint64 {
@@ -2141,7 +2608,7 @@ type Event struct {
 
 func (x *Event) Reset() {
 	*x = Event{}
-	mi := &file_hyperstart_v1_hyperstart_proto_msgTypes[31]
+	mi := &file_hyperstart_v1_hyperstart_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2153,7 +2620,7 @@ func (x *Event) String() string {
 func (*Event) ProtoMessage() {}
 
 func (x *Event) ProtoReflect() protoreflect.Message {
-	mi := &file_hyperstart_v1_hyperstart_proto_msgTypes[31]
+	mi := &file_hyperstart_v1_hyperstart_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2166,7 +2633,7 @@ func (x *Event) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Event.ProtoReflect.Descriptor instead.
 func (*Event) Descriptor() ([]byte, []int) {
-	return file_hyperstart_v1_hyperstart_proto_rawDescGZIP(), []int{31}
+	return file_hyperstart_v1_hyperstart_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *Event) GetSeq() uint64 {
@@ -2236,7 +2703,7 @@ type Exit struct {
 
 func (x *Exit) Reset() {
 	*x = Exit{}
-	mi := &file_hyperstart_v1_hyperstart_proto_msgTypes[32]
+	mi := &file_hyperstart_v1_hyperstart_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2248,7 +2715,7 @@ func (x *Exit) String() string {
 func (*Exit) ProtoMessage() {}
 
 func (x *Exit) ProtoReflect() protoreflect.Message {
-	mi := &file_hyperstart_v1_hyperstart_proto_msgTypes[32]
+	mi := &file_hyperstart_v1_hyperstart_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2261,7 +2728,7 @@ func (x *Exit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Exit.ProtoReflect.Descriptor instead.
 func (*Exit) Descriptor() ([]byte, []int) {
-	return file_hyperstart_v1_hyperstart_proto_rawDescGZIP(), []int{32}
+	return file_hyperstart_v1_hyperstart_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *Exit) GetContainerId() string {
@@ -2301,7 +2768,7 @@ type OOM struct {
 
 func (x *OOM) Reset() {
 	*x = OOM{}
-	mi := &file_hyperstart_v1_hyperstart_proto_msgTypes[33]
+	mi := &file_hyperstart_v1_hyperstart_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2313,7 +2780,7 @@ func (x *OOM) String() string {
 func (*OOM) ProtoMessage() {}
 
 func (x *OOM) ProtoReflect() protoreflect.Message {
-	mi := &file_hyperstart_v1_hyperstart_proto_msgTypes[33]
+	mi := &file_hyperstart_v1_hyperstart_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2326,7 +2793,7 @@ func (x *OOM) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OOM.ProtoReflect.Descriptor instead.
 func (*OOM) Descriptor() ([]byte, []int) {
-	return file_hyperstart_v1_hyperstart_proto_rawDescGZIP(), []int{33}
+	return file_hyperstart_v1_hyperstart_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *OOM) GetContainerId() string {
@@ -2346,7 +2813,7 @@ type ShutdownRequest struct {
 
 func (x *ShutdownRequest) Reset() {
 	*x = ShutdownRequest{}
-	mi := &file_hyperstart_v1_hyperstart_proto_msgTypes[34]
+	mi := &file_hyperstart_v1_hyperstart_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2358,7 +2825,7 @@ func (x *ShutdownRequest) String() string {
 func (*ShutdownRequest) ProtoMessage() {}
 
 func (x *ShutdownRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hyperstart_v1_hyperstart_proto_msgTypes[34]
+	mi := &file_hyperstart_v1_hyperstart_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2371,7 +2838,7 @@ func (x *ShutdownRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShutdownRequest.ProtoReflect.Descriptor instead.
 func (*ShutdownRequest) Descriptor() ([]byte, []int) {
-	return file_hyperstart_v1_hyperstart_proto_rawDescGZIP(), []int{34}
+	return file_hyperstart_v1_hyperstart_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *ShutdownRequest) GetGraceSeconds() uint32 {
@@ -2397,7 +2864,7 @@ type StreamHeader struct {
 
 func (x *StreamHeader) Reset() {
 	*x = StreamHeader{}
-	mi := &file_hyperstart_v1_hyperstart_proto_msgTypes[35]
+	mi := &file_hyperstart_v1_hyperstart_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2409,7 +2876,7 @@ func (x *StreamHeader) String() string {
 func (*StreamHeader) ProtoMessage() {}
 
 func (x *StreamHeader) ProtoReflect() protoreflect.Message {
-	mi := &file_hyperstart_v1_hyperstart_proto_msgTypes[35]
+	mi := &file_hyperstart_v1_hyperstart_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2422,7 +2889,7 @@ func (x *StreamHeader) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StreamHeader.ProtoReflect.Descriptor instead.
 func (*StreamHeader) Descriptor() ([]byte, []int) {
-	return file_hyperstart_v1_hyperstart_proto_rawDescGZIP(), []int{35}
+	return file_hyperstart_v1_hyperstart_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *StreamHeader) GetKind() isStreamHeader_Kind {
@@ -2493,7 +2960,7 @@ type Stdio struct {
 
 func (x *Stdio) Reset() {
 	*x = Stdio{}
-	mi := &file_hyperstart_v1_hyperstart_proto_msgTypes[36]
+	mi := &file_hyperstart_v1_hyperstart_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2505,7 +2972,7 @@ func (x *Stdio) String() string {
 func (*Stdio) ProtoMessage() {}
 
 func (x *Stdio) ProtoReflect() protoreflect.Message {
-	mi := &file_hyperstart_v1_hyperstart_proto_msgTypes[36]
+	mi := &file_hyperstart_v1_hyperstart_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2518,7 +2985,7 @@ func (x *Stdio) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Stdio.ProtoReflect.Descriptor instead.
 func (*Stdio) Descriptor() ([]byte, []int) {
-	return file_hyperstart_v1_hyperstart_proto_rawDescGZIP(), []int{36}
+	return file_hyperstart_v1_hyperstart_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *Stdio) GetContainerId() string {
@@ -2553,7 +3020,7 @@ type Dial struct {
 
 func (x *Dial) Reset() {
 	*x = Dial{}
-	mi := &file_hyperstart_v1_hyperstart_proto_msgTypes[37]
+	mi := &file_hyperstart_v1_hyperstart_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2565,7 +3032,7 @@ func (x *Dial) String() string {
 func (*Dial) ProtoMessage() {}
 
 func (x *Dial) ProtoReflect() protoreflect.Message {
-	mi := &file_hyperstart_v1_hyperstart_proto_msgTypes[37]
+	mi := &file_hyperstart_v1_hyperstart_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2578,7 +3045,7 @@ func (x *Dial) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Dial.ProtoReflect.Descriptor instead.
 func (*Dial) Descriptor() ([]byte, []int) {
-	return file_hyperstart_v1_hyperstart_proto_rawDescGZIP(), []int{37}
+	return file_hyperstart_v1_hyperstart_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *Dial) GetPort() uint32 {
@@ -2605,7 +3072,7 @@ type StreamReply struct {
 
 func (x *StreamReply) Reset() {
 	*x = StreamReply{}
-	mi := &file_hyperstart_v1_hyperstart_proto_msgTypes[38]
+	mi := &file_hyperstart_v1_hyperstart_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2617,7 +3084,7 @@ func (x *StreamReply) String() string {
 func (*StreamReply) ProtoMessage() {}
 
 func (x *StreamReply) ProtoReflect() protoreflect.Message {
-	mi := &file_hyperstart_v1_hyperstart_proto_msgTypes[38]
+	mi := &file_hyperstart_v1_hyperstart_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2630,7 +3097,7 @@ func (x *StreamReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StreamReply.ProtoReflect.Descriptor instead.
 func (*StreamReply) Descriptor() ([]byte, []int) {
-	return file_hyperstart_v1_hyperstart_proto_rawDescGZIP(), []int{38}
+	return file_hyperstart_v1_hyperstart_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *StreamReply) GetError() string {
@@ -2654,7 +3121,7 @@ const file_hyperstart_v1_hyperstart_proto_rawDesc = "" +
 	"\x0ekernel_release\x18\x03 \x01(\tR\rkernelRelease\x12\x1a\n" +
 	"\bfeatures\x18\x04 \x03(\tR\bfeatures\x12&\n" +
 	"\x0finit_started_ms\x18\x05 \x01(\rR\rinitStartedMs\x12&\n" +
-	"\x0fchannel_open_ms\x18\x06 \x01(\rR\rchannelOpenMs\"\xe7\x04\n" +
+	"\x0fchannel_open_ms\x18\x06 \x01(\rR\rchannelOpenMs\"\x98\x05\n" +
 	"\x10ConfigureRequest\x12\x1d\n" +
 	"\n" +
 	"sandbox_id\x18\x01 \x01(\tR\tsandboxId\x12\x1a\n" +
@@ -2673,7 +3140,8 @@ const file_hyperstart_v1_hyperstart_proto_rawDesc = "" +
 	" \x03(\v2\x17.hyperstart.v1.NeighborR\tneighbors\x12%\n" +
 	"\x0escratch_serial\x18\v \x01(\tR\rscratchSerial\x12\x1b\n" +
 	"\tshm_bytes\x18\f \x01(\x04R\bshmBytes\x12.\n" +
-	"\x13share_pid_namespace\x18\r \x01(\bR\x11sharePidNamespace\x1a:\n" +
+	"\x13share_pid_namespace\x18\r \x01(\bR\x11sharePidNamespace\x12/\n" +
+	"\avolumes\x18\x0e \x03(\v2\x15.hyperstart.v1.VolumeR\avolumes\x1a:\n" +
 	"\fSysctlsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"a\n" +
@@ -2694,12 +3162,24 @@ const file_hyperstart_v1_hyperstart_proto_rawDesc = "" +
 	"\bNeighbor\x12\x18\n" +
 	"\aaddress\x18\x01 \x01(\tR\aaddress\x12\x10\n" +
 	"\x03mac\x18\x02 \x01(\tR\x03mac\x12\x16\n" +
-	"\x06device\x18\x03 \x01(\tR\x06device\"\x8d\x01\n" +
+	"\x06device\x18\x03 \x01(\tR\x06device\"\xc1\x01\n" +
 	"\x06Volume\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x126\n" +
 	"\tempty_dir\x18\x02 \x01(\v2\x17.hyperstart.v1.EmptyDirH\x00R\bemptyDir\x12/\n" +
-	"\x05files\x18\x03 \x01(\v2\x17.hyperstart.v1.FileTreeH\x00R\x05filesB\x06\n" +
-	"\x04kind\"\x9b\x01\n" +
+	"\x05files\x18\x03 \x01(\v2\x17.hyperstart.v1.FileTreeH\x00R\x05files\x122\n" +
+	"\x05block\x18\x04 \x01(\v2\x1a.hyperstart.v1.BlockVolumeH\x00R\x05blockB\x06\n" +
+	"\x04kind\"\x8b\x02\n" +
+	"\vBlockVolume\x12\x16\n" +
+	"\x06serial\x18\x01 \x01(\tR\x06serial\x12\x17\n" +
+	"\afs_type\x18\x02 \x01(\tR\x06fsType\x12\x18\n" +
+	"\aoptions\x18\x03 \x03(\tR\aoptions\x12\x1b\n" +
+	"\tread_only\x18\x04 \x01(\bR\breadOnly\x12\x1d\n" +
+	"\n" +
+	"may_format\x18\x05 \x01(\bR\tmayFormat\x12\x1e\n" +
+	"\bfs_group\x18\x06 \x01(\rH\x00R\afsGroup\x88\x01\x01\x12&\n" +
+	"\x0ffs_group_always\x18\a \x01(\bR\rfsGroupAlways\x12 \n" +
+	"\vdirectories\x18\b \x03(\tR\vdirectoriesB\v\n" +
+	"\t_fs_group\"\x9b\x01\n" +
 	"\bEmptyDir\x12\x16\n" +
 	"\x06memory\x18\x01 \x01(\bR\x06memory\x12\x1d\n" +
 	"\n" +
@@ -2731,7 +3211,7 @@ const file_hyperstart_v1_hyperstart_proto_rawDesc = "" +
 	"\x05limit\x18\x03 \x01(\rR\x05limit\":\n" +
 	"\x10ReadFileResponse\x12\x12\n" +
 	"\x04data\x18\x01 \x01(\fR\x04data\x12\x12\n" +
-	"\x04size\x18\x02 \x01(\x04R\x04size\"\xe6\x02\n" +
+	"\x04size\x18\x02 \x01(\x04R\x04size\"\xa7\x03\n" +
 	"\rCreateRequest\x12!\n" +
 	"\fcontainer_id\x18\x01 \x01(\tR\vcontainerId\x12\x12\n" +
 	"\x04spec\x18\x02 \x01(\fR\x04spec\x12-\n" +
@@ -2743,7 +3223,12 @@ const file_hyperstart_v1_hyperstart_proto_rawDesc = "" +
 	"\x06stderr\x18\b \x01(\bR\x06stderr\x12(\n" +
 	"\x10pid_namespace_of\x18\t \x01(\tR\x0epidNamespaceOf\x122\n" +
 	"\x15sandbox_pid_namespace\x18\n" +
-	" \x01(\bR\x13sandboxPidNamespace\"-\n" +
+	" \x01(\bR\x13sandboxPidNamespace\x12?\n" +
+	"\rblock_devices\x18\v \x03(\v2\x1a.hyperstart.v1.BlockDeviceR\fblockDevices\"V\n" +
+	"\vBlockDevice\x12\x12\n" +
+	"\x04path\x18\x01 \x01(\tR\x04path\x12\x16\n" +
+	"\x06serial\x18\x02 \x01(\tR\x06serial\x12\x1b\n" +
+	"\tread_only\x18\x03 \x01(\bR\breadOnly\"-\n" +
 	"\x06RootFS\x12#\n" +
 	"\rlayer_serials\x18\x01 \x03(\tR\flayerSerials\"\"\n" +
 	"\x0eCreateResponse\x12\x10\n" +
@@ -2800,7 +3285,29 @@ const file_hyperstart_v1_hyperstart_proto_rawDesc = "" +
 	"used_bytes\x18\x02 \x01(\x04R\tusedBytes\x12%\n" +
 	"\x0ecapacity_bytes\x18\x03 \x01(\x04R\rcapacityBytes\x12\x1f\n" +
 	"\vused_inodes\x18\x04 \x01(\x04R\n" +
-	"usedInodes\"%\n" +
+	"usedInodes\",\n" +
+	"\x12VolumeStatsRequest\x12\x16\n" +
+	"\x06serial\x18\x01 \x01(\tR\x06serial\"\xac\x02\n" +
+	"\x13VolumeStatsResponse\x12!\n" +
+	"\fdevice_bytes\x18\x01 \x01(\x04R\vdeviceBytes\x12\x1f\n" +
+	"\vtotal_bytes\x18\x02 \x01(\x04R\n" +
+	"totalBytes\x12\x1d\n" +
+	"\n" +
+	"used_bytes\x18\x03 \x01(\x04R\tusedBytes\x12'\n" +
+	"\x0favailable_bytes\x18\x04 \x01(\x04R\x0eavailableBytes\x12!\n" +
+	"\ftotal_inodes\x18\x05 \x01(\x04R\vtotalInodes\x12\x1f\n" +
+	"\vused_inodes\x18\x06 \x01(\x04R\n" +
+	"usedInodes\x12)\n" +
+	"\x10available_inodes\x18\a \x01(\x04R\x0favailableInodes\x12\x1a\n" +
+	"\babnormal\x18\b \x01(\tR\babnormal\"J\n" +
+	"\x11GrowVolumeRequest\x12\x16\n" +
+	"\x06serial\x18\x01 \x01(\tR\x06serial\x12\x1d\n" +
+	"\n" +
+	"size_bytes\x18\x02 \x01(\x04R\tsizeBytes\"X\n" +
+	"\x12GrowVolumeResponse\x12!\n" +
+	"\fdevice_bytes\x18\x01 \x01(\x04R\vdeviceBytes\x12\x1f\n" +
+	"\vtotal_bytes\x18\x02 \x01(\x04R\n" +
+	"totalBytes\"%\n" +
 	"\rEventsRequest\x12\x14\n" +
 	"\x05after\x18\x01 \x01(\x04R\x05after\"\xa0\x01\n" +
 	"\x05Event\x12\x10\n" +
@@ -2831,14 +3338,17 @@ const file_hyperstart_v1_hyperstart_proto_rawDesc = "" +
 	"\x04port\x18\x01 \x01(\rR\x04port\x12\x12\n" +
 	"\x04ipv6\x18\x02 \x01(\bR\x04ipv6\"#\n" +
 	"\vStreamReply\x12\x14\n" +
-	"\x05error\x18\x01 \x01(\tR\x05error2\xb2\x04\n" +
+	"\x05error\x18\x01 \x01(\tR\x05error2\xdb\x05\n" +
 	"\aSandbox\x12B\n" +
 	"\x05Hello\x12\x1b.hyperstart.v1.HelloRequest\x1a\x1c.hyperstart.v1.HelloResponse\x12D\n" +
 	"\tConfigure\x12\x1f.hyperstart.v1.ConfigureRequest\x1a\x16.google.protobuf.Empty\x12B\n" +
 	"\bPutFiles\x12\x1e.hyperstart.v1.PutFilesRequest\x1a\x16.google.protobuf.Empty\x12K\n" +
 	"\bReadFile\x12\x1e.hyperstart.v1.ReadFileRequest\x1a\x1f.hyperstart.v1.ReadFileResponse\x126\n" +
 	"\x04Ping\x12\x16.google.protobuf.Empty\x1a\x16.google.protobuf.Empty\x12P\n" +
-	"\x05Stats\x12\".hyperstart.v1.SandboxStatsRequest\x1a#.hyperstart.v1.SandboxStatsResponse\x12>\n" +
+	"\x05Stats\x12\".hyperstart.v1.SandboxStatsRequest\x1a#.hyperstart.v1.SandboxStatsResponse\x12T\n" +
+	"\vVolumeStats\x12!.hyperstart.v1.VolumeStatsRequest\x1a\".hyperstart.v1.VolumeStatsResponse\x12Q\n" +
+	"\n" +
+	"GrowVolume\x12 .hyperstart.v1.GrowVolumeRequest\x1a!.hyperstart.v1.GrowVolumeResponse\x12>\n" +
 	"\x06Events\x12\x1c.hyperstart.v1.EventsRequest\x1a\x14.hyperstart.v1.Event0\x01\x12B\n" +
 	"\bShutdown\x12\x1e.hyperstart.v1.ShutdownRequest\x1a\x16.google.protobuf.Empty2\xb5\x06\n" +
 	"\n" +
@@ -2869,7 +3379,7 @@ func file_hyperstart_v1_hyperstart_proto_rawDescGZIP() []byte {
 	return file_hyperstart_v1_hyperstart_proto_rawDescData
 }
 
-var file_hyperstart_v1_hyperstart_proto_msgTypes = make([]protoimpl.MessageInfo, 40)
+var file_hyperstart_v1_hyperstart_proto_msgTypes = make([]protoimpl.MessageInfo, 46)
 var file_hyperstart_v1_hyperstart_proto_goTypes = []any{
 	(*HelloRequest)(nil),          // 0: hyperstart.v1.HelloRequest
 	(*HelloResponse)(nil),         // 1: hyperstart.v1.HelloResponse
@@ -2878,107 +3388,120 @@ var file_hyperstart_v1_hyperstart_proto_goTypes = []any{
 	(*Route)(nil),                 // 4: hyperstart.v1.Route
 	(*Neighbor)(nil),              // 5: hyperstart.v1.Neighbor
 	(*Volume)(nil),                // 6: hyperstart.v1.Volume
-	(*EmptyDir)(nil),              // 7: hyperstart.v1.EmptyDir
-	(*FileTree)(nil),              // 8: hyperstart.v1.FileTree
-	(*File)(nil),                  // 9: hyperstart.v1.File
-	(*PutFilesRequest)(nil),       // 10: hyperstart.v1.PutFilesRequest
-	(*ReadFileRequest)(nil),       // 11: hyperstart.v1.ReadFileRequest
-	(*ReadFileResponse)(nil),      // 12: hyperstart.v1.ReadFileResponse
-	(*CreateRequest)(nil),         // 13: hyperstart.v1.CreateRequest
-	(*RootFS)(nil),                // 14: hyperstart.v1.RootFS
-	(*CreateResponse)(nil),        // 15: hyperstart.v1.CreateResponse
-	(*ProcessRequest)(nil),        // 16: hyperstart.v1.ProcessRequest
-	(*ContainerRequest)(nil),      // 17: hyperstart.v1.ContainerRequest
-	(*StartResponse)(nil),         // 18: hyperstart.v1.StartResponse
-	(*ExecRequest)(nil),           // 19: hyperstart.v1.ExecRequest
-	(*SignalRequest)(nil),         // 20: hyperstart.v1.SignalRequest
-	(*ResizeRequest)(nil),         // 21: hyperstart.v1.ResizeRequest
-	(*DeleteResponse)(nil),        // 22: hyperstart.v1.DeleteResponse
-	(*PidsResponse)(nil),          // 23: hyperstart.v1.PidsResponse
-	(*PidInfo)(nil),               // 24: hyperstart.v1.PidInfo
-	(*StatsResponse)(nil),         // 25: hyperstart.v1.StatsResponse
-	(*UpdateRequest)(nil),         // 26: hyperstart.v1.UpdateRequest
-	(*SandboxStatsRequest)(nil),   // 27: hyperstart.v1.SandboxStatsRequest
-	(*SandboxStatsResponse)(nil),  // 28: hyperstart.v1.SandboxStatsResponse
-	(*VolumeUsage)(nil),           // 29: hyperstart.v1.VolumeUsage
-	(*EventsRequest)(nil),         // 30: hyperstart.v1.EventsRequest
-	(*Event)(nil),                 // 31: hyperstart.v1.Event
-	(*Exit)(nil),                  // 32: hyperstart.v1.Exit
-	(*OOM)(nil),                   // 33: hyperstart.v1.OOM
-	(*ShutdownRequest)(nil),       // 34: hyperstart.v1.ShutdownRequest
-	(*StreamHeader)(nil),          // 35: hyperstart.v1.StreamHeader
-	(*Stdio)(nil),                 // 36: hyperstart.v1.Stdio
-	(*Dial)(nil),                  // 37: hyperstart.v1.Dial
-	(*StreamReply)(nil),           // 38: hyperstart.v1.StreamReply
-	nil,                           // 39: hyperstart.v1.ConfigureRequest.SysctlsEntry
-	(*timestamppb.Timestamp)(nil), // 40: google.protobuf.Timestamp
-	(*emptypb.Empty)(nil),         // 41: google.protobuf.Empty
+	(*BlockVolume)(nil),           // 7: hyperstart.v1.BlockVolume
+	(*EmptyDir)(nil),              // 8: hyperstart.v1.EmptyDir
+	(*FileTree)(nil),              // 9: hyperstart.v1.FileTree
+	(*File)(nil),                  // 10: hyperstart.v1.File
+	(*PutFilesRequest)(nil),       // 11: hyperstart.v1.PutFilesRequest
+	(*ReadFileRequest)(nil),       // 12: hyperstart.v1.ReadFileRequest
+	(*ReadFileResponse)(nil),      // 13: hyperstart.v1.ReadFileResponse
+	(*CreateRequest)(nil),         // 14: hyperstart.v1.CreateRequest
+	(*BlockDevice)(nil),           // 15: hyperstart.v1.BlockDevice
+	(*RootFS)(nil),                // 16: hyperstart.v1.RootFS
+	(*CreateResponse)(nil),        // 17: hyperstart.v1.CreateResponse
+	(*ProcessRequest)(nil),        // 18: hyperstart.v1.ProcessRequest
+	(*ContainerRequest)(nil),      // 19: hyperstart.v1.ContainerRequest
+	(*StartResponse)(nil),         // 20: hyperstart.v1.StartResponse
+	(*ExecRequest)(nil),           // 21: hyperstart.v1.ExecRequest
+	(*SignalRequest)(nil),         // 22: hyperstart.v1.SignalRequest
+	(*ResizeRequest)(nil),         // 23: hyperstart.v1.ResizeRequest
+	(*DeleteResponse)(nil),        // 24: hyperstart.v1.DeleteResponse
+	(*PidsResponse)(nil),          // 25: hyperstart.v1.PidsResponse
+	(*PidInfo)(nil),               // 26: hyperstart.v1.PidInfo
+	(*StatsResponse)(nil),         // 27: hyperstart.v1.StatsResponse
+	(*UpdateRequest)(nil),         // 28: hyperstart.v1.UpdateRequest
+	(*SandboxStatsRequest)(nil),   // 29: hyperstart.v1.SandboxStatsRequest
+	(*SandboxStatsResponse)(nil),  // 30: hyperstart.v1.SandboxStatsResponse
+	(*VolumeUsage)(nil),           // 31: hyperstart.v1.VolumeUsage
+	(*VolumeStatsRequest)(nil),    // 32: hyperstart.v1.VolumeStatsRequest
+	(*VolumeStatsResponse)(nil),   // 33: hyperstart.v1.VolumeStatsResponse
+	(*GrowVolumeRequest)(nil),     // 34: hyperstart.v1.GrowVolumeRequest
+	(*GrowVolumeResponse)(nil),    // 35: hyperstart.v1.GrowVolumeResponse
+	(*EventsRequest)(nil),         // 36: hyperstart.v1.EventsRequest
+	(*Event)(nil),                 // 37: hyperstart.v1.Event
+	(*Exit)(nil),                  // 38: hyperstart.v1.Exit
+	(*OOM)(nil),                   // 39: hyperstart.v1.OOM
+	(*ShutdownRequest)(nil),       // 40: hyperstart.v1.ShutdownRequest
+	(*StreamHeader)(nil),          // 41: hyperstart.v1.StreamHeader
+	(*Stdio)(nil),                 // 42: hyperstart.v1.Stdio
+	(*Dial)(nil),                  // 43: hyperstart.v1.Dial
+	(*StreamReply)(nil),           // 44: hyperstart.v1.StreamReply
+	nil,                           // 45: hyperstart.v1.ConfigureRequest.SysctlsEntry
+	(*timestamppb.Timestamp)(nil), // 46: google.protobuf.Timestamp
+	(*emptypb.Empty)(nil),         // 47: google.protobuf.Empty
 }
 var file_hyperstart_v1_hyperstart_proto_depIdxs = []int32{
-	39, // 0: hyperstart.v1.ConfigureRequest.sysctls:type_name -> hyperstart.v1.ConfigureRequest.SysctlsEntry
-	40, // 1: hyperstart.v1.ConfigureRequest.clock:type_name -> google.protobuf.Timestamp
+	45, // 0: hyperstart.v1.ConfigureRequest.sysctls:type_name -> hyperstart.v1.ConfigureRequest.SysctlsEntry
+	46, // 1: hyperstart.v1.ConfigureRequest.clock:type_name -> google.protobuf.Timestamp
 	3,  // 2: hyperstart.v1.ConfigureRequest.interfaces:type_name -> hyperstart.v1.Interface
 	4,  // 3: hyperstart.v1.ConfigureRequest.routes:type_name -> hyperstart.v1.Route
 	5,  // 4: hyperstart.v1.ConfigureRequest.neighbors:type_name -> hyperstart.v1.Neighbor
-	7,  // 5: hyperstart.v1.Volume.empty_dir:type_name -> hyperstart.v1.EmptyDir
-	8,  // 6: hyperstart.v1.Volume.files:type_name -> hyperstart.v1.FileTree
-	9,  // 7: hyperstart.v1.FileTree.files:type_name -> hyperstart.v1.File
-	8,  // 8: hyperstart.v1.PutFilesRequest.tree:type_name -> hyperstart.v1.FileTree
-	14, // 9: hyperstart.v1.CreateRequest.rootfs:type_name -> hyperstart.v1.RootFS
-	6,  // 10: hyperstart.v1.CreateRequest.volumes:type_name -> hyperstart.v1.Volume
-	40, // 11: hyperstart.v1.DeleteResponse.exited_at:type_name -> google.protobuf.Timestamp
-	24, // 12: hyperstart.v1.PidsResponse.pids:type_name -> hyperstart.v1.PidInfo
-	29, // 13: hyperstart.v1.SandboxStatsResponse.volumes:type_name -> hyperstart.v1.VolumeUsage
-	40, // 14: hyperstart.v1.Event.at:type_name -> google.protobuf.Timestamp
-	32, // 15: hyperstart.v1.Event.exit:type_name -> hyperstart.v1.Exit
-	33, // 16: hyperstart.v1.Event.oom:type_name -> hyperstart.v1.OOM
-	36, // 17: hyperstart.v1.StreamHeader.stdio:type_name -> hyperstart.v1.Stdio
-	37, // 18: hyperstart.v1.StreamHeader.dial:type_name -> hyperstart.v1.Dial
-	0,  // 19: hyperstart.v1.Sandbox.Hello:input_type -> hyperstart.v1.HelloRequest
-	2,  // 20: hyperstart.v1.Sandbox.Configure:input_type -> hyperstart.v1.ConfigureRequest
-	10, // 21: hyperstart.v1.Sandbox.PutFiles:input_type -> hyperstart.v1.PutFilesRequest
-	11, // 22: hyperstart.v1.Sandbox.ReadFile:input_type -> hyperstart.v1.ReadFileRequest
-	41, // 23: hyperstart.v1.Sandbox.Ping:input_type -> google.protobuf.Empty
-	27, // 24: hyperstart.v1.Sandbox.Stats:input_type -> hyperstart.v1.SandboxStatsRequest
-	30, // 25: hyperstart.v1.Sandbox.Events:input_type -> hyperstart.v1.EventsRequest
-	34, // 26: hyperstart.v1.Sandbox.Shutdown:input_type -> hyperstart.v1.ShutdownRequest
-	13, // 27: hyperstart.v1.Containers.Create:input_type -> hyperstart.v1.CreateRequest
-	16, // 28: hyperstart.v1.Containers.Start:input_type -> hyperstart.v1.ProcessRequest
-	19, // 29: hyperstart.v1.Containers.Exec:input_type -> hyperstart.v1.ExecRequest
-	20, // 30: hyperstart.v1.Containers.Signal:input_type -> hyperstart.v1.SignalRequest
-	21, // 31: hyperstart.v1.Containers.Resize:input_type -> hyperstart.v1.ResizeRequest
-	16, // 32: hyperstart.v1.Containers.CloseStdin:input_type -> hyperstart.v1.ProcessRequest
-	16, // 33: hyperstart.v1.Containers.Delete:input_type -> hyperstart.v1.ProcessRequest
-	17, // 34: hyperstart.v1.Containers.Pids:input_type -> hyperstart.v1.ContainerRequest
-	17, // 35: hyperstart.v1.Containers.Stats:input_type -> hyperstart.v1.ContainerRequest
-	26, // 36: hyperstart.v1.Containers.Update:input_type -> hyperstart.v1.UpdateRequest
-	17, // 37: hyperstart.v1.Containers.Pause:input_type -> hyperstart.v1.ContainerRequest
-	17, // 38: hyperstart.v1.Containers.Resume:input_type -> hyperstart.v1.ContainerRequest
-	1,  // 39: hyperstart.v1.Sandbox.Hello:output_type -> hyperstart.v1.HelloResponse
-	41, // 40: hyperstart.v1.Sandbox.Configure:output_type -> google.protobuf.Empty
-	41, // 41: hyperstart.v1.Sandbox.PutFiles:output_type -> google.protobuf.Empty
-	12, // 42: hyperstart.v1.Sandbox.ReadFile:output_type -> hyperstart.v1.ReadFileResponse
-	41, // 43: hyperstart.v1.Sandbox.Ping:output_type -> google.protobuf.Empty
-	28, // 44: hyperstart.v1.Sandbox.Stats:output_type -> hyperstart.v1.SandboxStatsResponse
-	31, // 45: hyperstart.v1.Sandbox.Events:output_type -> hyperstart.v1.Event
-	41, // 46: hyperstart.v1.Sandbox.Shutdown:output_type -> google.protobuf.Empty
-	15, // 47: hyperstart.v1.Containers.Create:output_type -> hyperstart.v1.CreateResponse
-	18, // 48: hyperstart.v1.Containers.Start:output_type -> hyperstart.v1.StartResponse
-	41, // 49: hyperstart.v1.Containers.Exec:output_type -> google.protobuf.Empty
-	41, // 50: hyperstart.v1.Containers.Signal:output_type -> google.protobuf.Empty
-	41, // 51: hyperstart.v1.Containers.Resize:output_type -> google.protobuf.Empty
-	41, // 52: hyperstart.v1.Containers.CloseStdin:output_type -> google.protobuf.Empty
-	22, // 53: hyperstart.v1.Containers.Delete:output_type -> hyperstart.v1.DeleteResponse
-	23, // 54: hyperstart.v1.Containers.Pids:output_type -> hyperstart.v1.PidsResponse
-	25, // 55: hyperstart.v1.Containers.Stats:output_type -> hyperstart.v1.StatsResponse
-	41, // 56: hyperstart.v1.Containers.Update:output_type -> google.protobuf.Empty
-	41, // 57: hyperstart.v1.Containers.Pause:output_type -> google.protobuf.Empty
-	41, // 58: hyperstart.v1.Containers.Resume:output_type -> google.protobuf.Empty
-	39, // [39:59] is the sub-list for method output_type
-	19, // [19:39] is the sub-list for method input_type
-	19, // [19:19] is the sub-list for extension type_name
-	19, // [19:19] is the sub-list for extension extendee
-	0,  // [0:19] is the sub-list for field type_name
+	6,  // 5: hyperstart.v1.ConfigureRequest.volumes:type_name -> hyperstart.v1.Volume
+	8,  // 6: hyperstart.v1.Volume.empty_dir:type_name -> hyperstart.v1.EmptyDir
+	9,  // 7: hyperstart.v1.Volume.files:type_name -> hyperstart.v1.FileTree
+	7,  // 8: hyperstart.v1.Volume.block:type_name -> hyperstart.v1.BlockVolume
+	10, // 9: hyperstart.v1.FileTree.files:type_name -> hyperstart.v1.File
+	9,  // 10: hyperstart.v1.PutFilesRequest.tree:type_name -> hyperstart.v1.FileTree
+	16, // 11: hyperstart.v1.CreateRequest.rootfs:type_name -> hyperstart.v1.RootFS
+	6,  // 12: hyperstart.v1.CreateRequest.volumes:type_name -> hyperstart.v1.Volume
+	15, // 13: hyperstart.v1.CreateRequest.block_devices:type_name -> hyperstart.v1.BlockDevice
+	46, // 14: hyperstart.v1.DeleteResponse.exited_at:type_name -> google.protobuf.Timestamp
+	26, // 15: hyperstart.v1.PidsResponse.pids:type_name -> hyperstart.v1.PidInfo
+	31, // 16: hyperstart.v1.SandboxStatsResponse.volumes:type_name -> hyperstart.v1.VolumeUsage
+	46, // 17: hyperstart.v1.Event.at:type_name -> google.protobuf.Timestamp
+	38, // 18: hyperstart.v1.Event.exit:type_name -> hyperstart.v1.Exit
+	39, // 19: hyperstart.v1.Event.oom:type_name -> hyperstart.v1.OOM
+	42, // 20: hyperstart.v1.StreamHeader.stdio:type_name -> hyperstart.v1.Stdio
+	43, // 21: hyperstart.v1.StreamHeader.dial:type_name -> hyperstart.v1.Dial
+	0,  // 22: hyperstart.v1.Sandbox.Hello:input_type -> hyperstart.v1.HelloRequest
+	2,  // 23: hyperstart.v1.Sandbox.Configure:input_type -> hyperstart.v1.ConfigureRequest
+	11, // 24: hyperstart.v1.Sandbox.PutFiles:input_type -> hyperstart.v1.PutFilesRequest
+	12, // 25: hyperstart.v1.Sandbox.ReadFile:input_type -> hyperstart.v1.ReadFileRequest
+	47, // 26: hyperstart.v1.Sandbox.Ping:input_type -> google.protobuf.Empty
+	29, // 27: hyperstart.v1.Sandbox.Stats:input_type -> hyperstart.v1.SandboxStatsRequest
+	32, // 28: hyperstart.v1.Sandbox.VolumeStats:input_type -> hyperstart.v1.VolumeStatsRequest
+	34, // 29: hyperstart.v1.Sandbox.GrowVolume:input_type -> hyperstart.v1.GrowVolumeRequest
+	36, // 30: hyperstart.v1.Sandbox.Events:input_type -> hyperstart.v1.EventsRequest
+	40, // 31: hyperstart.v1.Sandbox.Shutdown:input_type -> hyperstart.v1.ShutdownRequest
+	14, // 32: hyperstart.v1.Containers.Create:input_type -> hyperstart.v1.CreateRequest
+	18, // 33: hyperstart.v1.Containers.Start:input_type -> hyperstart.v1.ProcessRequest
+	21, // 34: hyperstart.v1.Containers.Exec:input_type -> hyperstart.v1.ExecRequest
+	22, // 35: hyperstart.v1.Containers.Signal:input_type -> hyperstart.v1.SignalRequest
+	23, // 36: hyperstart.v1.Containers.Resize:input_type -> hyperstart.v1.ResizeRequest
+	18, // 37: hyperstart.v1.Containers.CloseStdin:input_type -> hyperstart.v1.ProcessRequest
+	18, // 38: hyperstart.v1.Containers.Delete:input_type -> hyperstart.v1.ProcessRequest
+	19, // 39: hyperstart.v1.Containers.Pids:input_type -> hyperstart.v1.ContainerRequest
+	19, // 40: hyperstart.v1.Containers.Stats:input_type -> hyperstart.v1.ContainerRequest
+	28, // 41: hyperstart.v1.Containers.Update:input_type -> hyperstart.v1.UpdateRequest
+	19, // 42: hyperstart.v1.Containers.Pause:input_type -> hyperstart.v1.ContainerRequest
+	19, // 43: hyperstart.v1.Containers.Resume:input_type -> hyperstart.v1.ContainerRequest
+	1,  // 44: hyperstart.v1.Sandbox.Hello:output_type -> hyperstart.v1.HelloResponse
+	47, // 45: hyperstart.v1.Sandbox.Configure:output_type -> google.protobuf.Empty
+	47, // 46: hyperstart.v1.Sandbox.PutFiles:output_type -> google.protobuf.Empty
+	13, // 47: hyperstart.v1.Sandbox.ReadFile:output_type -> hyperstart.v1.ReadFileResponse
+	47, // 48: hyperstart.v1.Sandbox.Ping:output_type -> google.protobuf.Empty
+	30, // 49: hyperstart.v1.Sandbox.Stats:output_type -> hyperstart.v1.SandboxStatsResponse
+	33, // 50: hyperstart.v1.Sandbox.VolumeStats:output_type -> hyperstart.v1.VolumeStatsResponse
+	35, // 51: hyperstart.v1.Sandbox.GrowVolume:output_type -> hyperstart.v1.GrowVolumeResponse
+	37, // 52: hyperstart.v1.Sandbox.Events:output_type -> hyperstart.v1.Event
+	47, // 53: hyperstart.v1.Sandbox.Shutdown:output_type -> google.protobuf.Empty
+	17, // 54: hyperstart.v1.Containers.Create:output_type -> hyperstart.v1.CreateResponse
+	20, // 55: hyperstart.v1.Containers.Start:output_type -> hyperstart.v1.StartResponse
+	47, // 56: hyperstart.v1.Containers.Exec:output_type -> google.protobuf.Empty
+	47, // 57: hyperstart.v1.Containers.Signal:output_type -> google.protobuf.Empty
+	47, // 58: hyperstart.v1.Containers.Resize:output_type -> google.protobuf.Empty
+	47, // 59: hyperstart.v1.Containers.CloseStdin:output_type -> google.protobuf.Empty
+	24, // 60: hyperstart.v1.Containers.Delete:output_type -> hyperstart.v1.DeleteResponse
+	25, // 61: hyperstart.v1.Containers.Pids:output_type -> hyperstart.v1.PidsResponse
+	27, // 62: hyperstart.v1.Containers.Stats:output_type -> hyperstart.v1.StatsResponse
+	47, // 63: hyperstart.v1.Containers.Update:output_type -> google.protobuf.Empty
+	47, // 64: hyperstart.v1.Containers.Pause:output_type -> google.protobuf.Empty
+	47, // 65: hyperstart.v1.Containers.Resume:output_type -> google.protobuf.Empty
+	44, // [44:66] is the sub-list for method output_type
+	22, // [22:44] is the sub-list for method input_type
+	22, // [22:22] is the sub-list for extension type_name
+	22, // [22:22] is the sub-list for extension extendee
+	0,  // [0:22] is the sub-list for field type_name
 }
 
 func init() { file_hyperstart_v1_hyperstart_proto_init() }
@@ -2989,12 +3512,14 @@ func file_hyperstart_v1_hyperstart_proto_init() {
 	file_hyperstart_v1_hyperstart_proto_msgTypes[6].OneofWrappers = []any{
 		(*Volume_EmptyDir)(nil),
 		(*Volume_Files)(nil),
+		(*Volume_Block)(nil),
 	}
-	file_hyperstart_v1_hyperstart_proto_msgTypes[31].OneofWrappers = []any{
+	file_hyperstart_v1_hyperstart_proto_msgTypes[7].OneofWrappers = []any{}
+	file_hyperstart_v1_hyperstart_proto_msgTypes[37].OneofWrappers = []any{
 		(*Event_Exit)(nil),
 		(*Event_Oom)(nil),
 	}
-	file_hyperstart_v1_hyperstart_proto_msgTypes[35].OneofWrappers = []any{
+	file_hyperstart_v1_hyperstart_proto_msgTypes[41].OneofWrappers = []any{
 		(*StreamHeader_Stdio)(nil),
 		(*StreamHeader_Dial)(nil),
 		(*StreamHeader_Rpc)(nil),
@@ -3005,7 +3530,7 @@ func file_hyperstart_v1_hyperstart_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_hyperstart_v1_hyperstart_proto_rawDesc), len(file_hyperstart_v1_hyperstart_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   40,
+			NumMessages:   46,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

@@ -15,6 +15,8 @@ type SandboxService interface {
 	ReadFile(context.Context, *ReadFileRequest) (*ReadFileResponse, error)
 	Ping(context.Context, *emptypb.Empty) (*emptypb.Empty, error)
 	Stats(context.Context, *SandboxStatsRequest) (*SandboxStatsResponse, error)
+	VolumeStats(context.Context, *VolumeStatsRequest) (*VolumeStatsResponse, error)
+	GrowVolume(context.Context, *GrowVolumeRequest) (*GrowVolumeResponse, error)
 	Events(context.Context, *EventsRequest, Sandbox_EventsServer) error
 	Shutdown(context.Context, *ShutdownRequest) (*emptypb.Empty, error)
 }
@@ -77,6 +79,20 @@ func RegisterSandboxService(srv *ttrpc.Server, svc SandboxService) {
 				}
 				return svc.Stats(ctx, &req)
 			},
+			"VolumeStats": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
+				var req VolumeStatsRequest
+				if err := unmarshal(&req); err != nil {
+					return nil, err
+				}
+				return svc.VolumeStats(ctx, &req)
+			},
+			"GrowVolume": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
+				var req GrowVolumeRequest
+				if err := unmarshal(&req); err != nil {
+					return nil, err
+				}
+				return svc.GrowVolume(ctx, &req)
+			},
 			"Shutdown": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
 				var req ShutdownRequest
 				if err := unmarshal(&req); err != nil {
@@ -108,6 +124,8 @@ type SandboxClient interface {
 	ReadFile(context.Context, *ReadFileRequest) (*ReadFileResponse, error)
 	Ping(context.Context, *emptypb.Empty) (*emptypb.Empty, error)
 	Stats(context.Context, *SandboxStatsRequest) (*SandboxStatsResponse, error)
+	VolumeStats(context.Context, *VolumeStatsRequest) (*VolumeStatsResponse, error)
+	GrowVolume(context.Context, *GrowVolumeRequest) (*GrowVolumeResponse, error)
 	Events(context.Context, *EventsRequest) (Sandbox_EventsClient, error)
 	Shutdown(context.Context, *ShutdownRequest) (*emptypb.Empty, error)
 }
@@ -165,6 +183,22 @@ func (c *sandboxClient) Ping(ctx context.Context, req *emptypb.Empty) (*emptypb.
 func (c *sandboxClient) Stats(ctx context.Context, req *SandboxStatsRequest) (*SandboxStatsResponse, error) {
 	var resp SandboxStatsResponse
 	if err := c.client.Call(ctx, "hyperstart.v1.Sandbox", "Stats", req, &resp); err != nil {
+		return nil, err
+	}
+	return &resp, nil
+}
+
+func (c *sandboxClient) VolumeStats(ctx context.Context, req *VolumeStatsRequest) (*VolumeStatsResponse, error) {
+	var resp VolumeStatsResponse
+	if err := c.client.Call(ctx, "hyperstart.v1.Sandbox", "VolumeStats", req, &resp); err != nil {
+		return nil, err
+	}
+	return &resp, nil
+}
+
+func (c *sandboxClient) GrowVolume(ctx context.Context, req *GrowVolumeRequest) (*GrowVolumeResponse, error) {
+	var resp GrowVolumeResponse
+	if err := c.client.Call(ctx, "hyperstart.v1.Sandbox", "GrowVolume", req, &resp); err != nil {
 		return nil, err
 	}
 	return &resp, nil

@@ -43,10 +43,12 @@ type Container struct {
 }
 
 func (c *Container) create(ctx context.Context, in *hyperstart.CreateRequest) (uint32, error) {
-	for _, v := range in.Volumes {
-		if err := c.m.cfg.Volumes.Ensure(v); err != nil {
-			return 0, err
-		}
+	if err := c.m.cfg.Volumes.Ensure(ctx, in.Volumes...); err != nil {
+		return 0, err
+	}
+	devices, err := c.devices(ctx, in.BlockDevices)
+	if err != nil {
+		return 0, err
 	}
 	pidns, err := c.pidNamespace(in)
 	if err != nil {
@@ -59,7 +61,7 @@ func (c *Container) create(ctx context.Context, in *hyperstart.CreateRequest) (u
 	config, sysctls, err := spec.Fit(in.Spec, spec.Guest{
 		ID: c.id, CgroupParent: c.m.cfg.CgroupParent, Terminal: in.Terminal, PIDNamespace: pidns,
 		Shm: files.Shm, ResolvConf: files.ResolvConf, Hostname: files.Hostname, Hosts: files.Hosts,
-		Own: c.m.cfg.Own, Seccomp: c.m.cfg.Seccomp, Swap: c.m.cfg.Swap,
+		Own: c.m.cfg.Own, Seccomp: c.m.cfg.Seccomp, Swap: c.m.cfg.Swap, Devices: devices,
 	})
 	if err != nil {
 		return 0, err
@@ -67,7 +69,7 @@ func (c *Container) create(ctx context.Context, in *hyperstart.CreateRequest) (u
 	if err := sandbox.WriteSysctls("/proc/sys", sysctls); err != nil {
 		return 0, err
 	}
-	config, sources, err := pin(config, filepath.Join(c.m.cfg.Own, "volumes"), filepath.Join(c.m.cfg.Own, "pins", c.id))
+	config, sources, err := pin(config, filepath.Join(c.m.cfg.Own, "volumes"), filepath.Join(c.m.cfg.Own, "pins", c.id), c.m.cfg.Volumes.Restrictions)
 	if err != nil {
 		return 0, err
 	}
@@ -94,6 +96,25 @@ func (c *Container) create(ctx context.Context, in *hyperstart.CreateRequest) (u
 	// Only a convenience for OOM kills of children: an exit looks at the count itself.
 	_ = c.m.cfg.OOM.Watch(c.group, c.checkOOM)
 	return uint32(p.pid), nil
+}
+
+// devices finds the raw disks a container gets.
+func (c *Container) devices(ctx context.Context, in []*hyperstart.BlockDevice) ([]spec.Device, error) {
+	var out []spec.Device
+	for _, d := range in {
+		node, err := c.m.cfg.Volumes.Device(ctx, d.Serial)
+		if err != nil {
+			return nil, fmt.Errorf("device %s: %w", d.Path, err)
+		}
+		var st unix.Stat_t
+		if err := unix.Stat(node, &st); err != nil {
+			return nil, fmt.Errorf("device %s: stat %s: %w", d.Path, node, err)
+		}
+		out = append(out, spec.Device{
+			Path: d.Path, Major: int64(unix.Major(st.Rdev)), Minor: int64(unix.Minor(st.Rdev)), ReadOnly: d.ReadOnly,
+		})
+	}
+	return out, nil
 }
 
 func (c *Container) pidNamespace(in *hyperstart.CreateRequest) (string, error) {

@@ -34,9 +34,13 @@ const (
 
 var validID = regexp.MustCompile(`^[a-zA-Z0-9_-][a-zA-Z0-9._-]{0,127}$`)
 
-// Volumes makes the volumes containers bring.
+// Volumes makes the volumes containers bring and finds their disks.
 type Volumes interface {
-	Ensure(*hyperstart.Volume) error
+	Ensure(ctx context.Context, volumes ...*hyperstart.Volume) error
+	// Device waits for the disk with that serial and returns its device node.
+	Device(ctx context.Context, serial string) (string, error)
+	// Restrictions are the options every mount of a volume must have.
+	Restrictions(name string) []string
 }
 
 // Config is what a Manager works with.

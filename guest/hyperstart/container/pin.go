@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path"
+	"slices"
 	"strings"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -35,7 +36,10 @@ func (p pins) Close() error {
 // prefix, found without leaving the volume, and has the spec name these. The volume's
 // other containers may swap a directory on the way for a symbolic link at any time;
 // crun, which opens sources by path, would follow it into the guest's own files.
-func pin(config []byte, volumes, prefix string) (_ []byte, made pins, err error) {
+//
+// Mounts of a volume get its restrictions: crun sets a bind mount's options anew, and so
+// would take nosuid and the like away.
+func pin(config []byte, volumes, prefix string, restrictions func(volume string) []string) (_ []byte, made pins, err error) {
 	var s specs.Spec
 	if err := json.Unmarshal(config, &s); err != nil {
 		return nil, nil, fmt.Errorf("runtime spec: %w: %w", errdefs.ErrInvalidArgument, err)
@@ -46,11 +50,19 @@ func pin(config []byte, volumes, prefix string) (_ []byte, made pins, err error)
 			made = nil
 		}
 	}()
+	changed := false
 	for i := range s.Mounts {
 		m := &s.Mounts[i]
 		rest, ok := strings.CutPrefix(path.Clean(m.Source), volumes+"/")
+		if !ok {
+			continue
+		}
 		name, sub, inside := strings.Cut(rest, "/")
-		if !ok || !inside {
+		if r := restrictions(name); len(r) > 0 {
+			m.Options = append(slices.Clone(m.Options), r...)
+			changed = true
+		}
+		if !inside {
 			continue
 		}
 		at := fmt.Sprintf("%s-%d", prefix, i)
@@ -59,8 +71,9 @@ func pin(config []byte, volumes, prefix string) (_ []byte, made pins, err error)
 		}
 		made = append(made, at)
 		m.Source = at
+		changed = true
 	}
-	if len(made) == 0 {
+	if !changed {
 		return config, nil, nil
 	}
 	out, err := json.Marshal(&s)

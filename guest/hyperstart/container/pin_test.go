@@ -54,7 +54,7 @@ func TestPin(t *testing.T) {
 		os.Symlink("..", vol+"/up"), os.Symlink("/", vol+"/root"), os.Symlink("/proc/self/root", vol+"/magic"))
 
 	in := specWith(t, vol+"/sub", vol, "tmpfs", vol+"/inside/f")
-	out, open, err := pin(in, dir, at+"/c")
+	out, open, err := pin(in, dir, at+"/c", none)
 	do(t, err)
 	var s specs.Spec
 	do(t, json.Unmarshal(out, &s))
@@ -69,7 +69,7 @@ func TestPin(t *testing.T) {
 		}
 	}
 	for _, evil := range []string{"up/secret", "sub/secret", "root/etc", "magic/etc"} {
-		if _, open, err := pin(specWith(t, vol+"/"+evil), dir, at+"/e"); err == nil {
+		if _, open, err := pin(specWith(t, vol+"/"+evil), dir, at+"/e", none); err == nil {
 			_ = open.Close()
 			t.Errorf("%s was followed out of the volume", evil)
 		} else if evil != "magic/etc" && !errdefs.IsInvalidArgument(err) {
@@ -83,8 +83,25 @@ func TestPin(t *testing.T) {
 	if b, err := os.ReadFile(vol + "/old/f"); err != nil || string(b) != "mine" {
 		t.Errorf("the volume has %q, %v", b, err)
 	}
-	same, none, err := pin(specWith(t, vol), dir, at+"/n")
-	if err != nil || none != nil || string(same) != string(specWith(t, vol)) {
-		t.Errorf("without subPath: %s, %v, %v", same, none, err)
+	same, open, err := pin(specWith(t, vol), dir, at+"/n", none)
+	if err != nil || open != nil || string(same) != string(specWith(t, vol)) {
+		t.Errorf("without subPath: %s, %v, %v", same, open, err)
+	}
+}
+
+func none(string) []string { return nil }
+
+func TestPinRestricts(t *testing.T) {
+	restrict := func(volume string) []string {
+		return map[string][]string{"vol": {"nosuid", "noexec"}}[volume]
+	}
+	out, open, err := pin(specWith(t, "/v/vol", "/v/other", "/vol"), "/v", t.TempDir(), restrict)
+	do(t, err, open.Close())
+	var s specs.Spec
+	do(t, json.Unmarshal(out, &s))
+	for i, want := range []int{2, 0, 0} {
+		if len(s.Mounts[i].Options) != want {
+			t.Errorf("%s: %v", s.Mounts[i].Source, s.Mounts[i].Options)
+		}
 	}
 }

@@ -67,11 +67,11 @@ type guest struct {
 	events chan *hyperstart.Event
 }
 
-func newGuest(t *testing.T) *guest {
+func newGuest(t *testing.T, more ...disk) *guest {
 	t.Helper()
 	l := layer(t)
 	start := time.Now()
-	v := boot(t, disk{"scratch", scratch(t), false}, disk{"layer0", l, true})
+	v := boot(t, append([]disk{{serial: "scratch", path: scratch(t)}, {serial: "layer0", path: l, readOnly: true}}, more...)...)
 	hello, err := v.sbxC.Hello(v.ctx(), &hyperstart.HelloRequest{ProtocolMinor: 1})
 	check(t, err)
 	t.Logf("hello after %v: %v", time.Since(start).Round(time.Millisecond), hello)
@@ -528,7 +528,7 @@ func (g *guest) testHotplug() {
 		done <- err
 	}()
 	time.Sleep(300 * time.Millisecond) // let it wait for the disk
-	g.plug(disk{"layer1", img, true})
+	g.plug(disk{serial: "layer1", path: img, readOnly: true})
 	check(g.t, <-done)
 	_, err := g.ctrs.Start(g.ctx(), &hyperstart.ProcessRequest{ContainerId: "hp"})
 	check(g.t, err)
@@ -583,6 +583,12 @@ func (g *guest) testReconnect() {
 
 func (g *guest) testShutdown() {
 	g.sleeper("last", nil)
+	g.shutdown()
+}
+
+// shutdown ends the guest as the shim does.
+func (g *guest) shutdown() {
+	g.t.Helper()
 	begin := time.Now()
 	_, err := g.sbxC.Shutdown(g.ctx(), &hyperstart.ShutdownRequest{GraceSeconds: 10})
 	check(g.t, err)

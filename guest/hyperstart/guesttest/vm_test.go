@@ -103,6 +103,17 @@ func build(t *testing.T) (kernel, initrd, cmdline string) {
 type disk struct {
 	serial, path string
 	readOnly     bool
+	// badSector is one that cannot be read; 0 for none.
+	badSector int64
+}
+
+// node is the disk's block node for QEMU's command line.
+func (d disk) node() string {
+	if d.badSector == 0 {
+		return "file.driver=file,file.filename=" + d.path
+	}
+	return fmt.Sprintf("file.driver=blkdebug,file.inject-error.0.event=none,file.inject-error.0.iotype=read,file.inject-error.0.errno=5,"+
+		"file.inject-error.0.sector=%d,file.image.driver=file,file.image.filename=%s", d.badSector, d.path)
 }
 
 func boot(t *testing.T, disks ...disk) *vm {
@@ -121,7 +132,7 @@ func boot(t *testing.T, disks ...disk) *vm {
 		"-qmp", "unix:" + sock + ",server=on,wait=off",
 	}
 	for i, d := range disks {
-		args = append(args, "-blockdev", fmt.Sprintf("driver=raw,node-name=d%d,read-only=%s,discard=unmap,file.driver=file,file.filename=%s", i, onOff(d.readOnly), d.path),
+		args = append(args, "-blockdev", fmt.Sprintf("driver=raw,node-name=d%d,read-only=%s,discard=unmap,%s", i, onOff(d.readOnly), d.node()),
 			"-device", fmt.Sprintf("scsi-hd,bus=scsi0.0,drive=d%d,serial=%s", i, d.serial))
 	}
 	v := &vm{t: t, port: port, exited: make(chan struct{}), console: &lockedBuffer{}}
@@ -284,7 +295,7 @@ func layer(t *testing.T) string {
 	for _, d := range []string{"bin", "etc", "proc", "sys", "dev", "tmp"} {
 		check(t, os.MkdirAll(filepath.Join(root, d), 0o755))
 	}
-	for _, a := range strings.Fields("sh cat echo ln ls sleep id stty tr wc dd df mount kill mkdir head tail nc ps env hostname true grep") {
+	for _, a := range strings.Fields("sh cat echo ln ls sleep id stty tr wc dd df stat mkdir mknod touch chmod sync blockdev mount kill head tail nc ps env hostname true grep") {
 		check(t, os.Symlink("/usr/bin/busybox", filepath.Join(root, "bin", a)))
 	}
 	check(t, os.WriteFile(filepath.Join(root, "etc/passwd"), []byte("root:x:0:0:root:/:/bin/sh\n"), 0o644))

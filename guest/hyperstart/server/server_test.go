@@ -17,6 +17,7 @@ import (
 
 	hyperstart "github.com/hypernetes/hypernetes/api/hyperstart/v1"
 	"github.com/hypernetes/hypernetes/guest/channel"
+	"github.com/hypernetes/hypernetes/guest/hyperstart/block"
 	"github.com/hypernetes/hypernetes/guest/hyperstart/container"
 	"github.com/hypernetes/hypernetes/guest/hyperstart/events"
 	"github.com/hypernetes/hypernetes/guest/hyperstart/sandbox"
@@ -33,7 +34,7 @@ func serve(t *testing.T) *channel.Host {
 	log := events.New()
 	log.OOM("x")
 	s, err := New(Config{
-		Sandbox: sb, Volumes: volume.New(t.TempDir(), sb.Scratch), Streams: stdio.NewRegistry(), Events: log, Ready: ready,
+		Sandbox: sb, Volumes: volume.New(t.TempDir(), sb.Scratch, block.Host{}), Streams: stdio.NewRegistry(), Events: log, Ready: ready,
 		Containers: container.New(container.Config{}),
 		Hello:      &hyperstart.HelloResponse{ProtocolMinor: 1, AgentVersion: "test"}, PowerOff: func() {},
 	})

@@ -19,6 +19,9 @@ import (
 // killTimeout bounds what Shutdown waits for after SIGKILL.
 const killTimeout = 20 * time.Second
 
+// flushTimeout bounds writing back and unmounting volumes.
+const flushTimeout = 30 * time.Second
+
 var empty = &emptypb.Empty{}
 
 type sandboxService struct{ *Server }
@@ -42,6 +45,11 @@ func (s *Server) ready(ctx context.Context) error {
 func (s *sandboxService) Configure(ctx context.Context, in *hyperstart.ConfigureRequest) (*emptypb.Empty, error) {
 	if err := s.ready(ctx); err != nil {
 		return nil, err
+	}
+	for _, v := range in.Volumes {
+		if err := s.cfg.Volumes.Begin(v); err != nil {
+			return nil, err
+		}
 	}
 	return empty, s.cfg.Sandbox.Configure(ctx, in)
 }
@@ -72,6 +80,14 @@ func (s *sandboxService) Stats(context.Context, *hyperstart.SandboxStatsRequest)
 	}, nil
 }
 
+func (s *sandboxService) VolumeStats(ctx context.Context, in *hyperstart.VolumeStatsRequest) (*hyperstart.VolumeStatsResponse, error) {
+	return s.cfg.Volumes.DiskStats(ctx, in.Serial)
+}
+
+func (s *sandboxService) GrowVolume(ctx context.Context, in *hyperstart.GrowVolumeRequest) (*hyperstart.GrowVolumeResponse, error) {
+	return s.cfg.Volumes.Grow(ctx, in.Serial, in.SizeBytes)
+}
+
 func (s *sandboxService) Events(ctx context.Context, in *hyperstart.EventsRequest, out hyperstart.Sandbox_EventsServer) error {
 	return errgrpc.ToGRPC(s.cfg.Events.Follow(ctx, in.After, out.Send))
 }
@@ -92,6 +108,11 @@ func (s *sandboxService) Shutdown(ctx context.Context, in *hyperstart.ShutdownRe
 		}
 	case <-limit.C:
 		log.G(ctx).Warn("containers did not end in time")
+	}
+	flush, cancel := context.WithTimeout(context.WithoutCancel(ctx), flushTimeout)
+	defer cancel()
+	if err := s.cfg.Volumes.Close(flush); err != nil {
+		log.G(ctx).WithError(err).Warn("volumes were not unmounted cleanly")
 	}
 	s.off.Do(func() { go s.cfg.PowerOff() })
 	return empty, nil

@@ -7,6 +7,7 @@ package spec
 import (
 	"encoding/json"
 	"fmt"
+	"io/fs"
 	"path"
 	"strings"
 
@@ -29,6 +30,15 @@ type Guest struct {
 	Own string
 	// Seccomp and Swap say what the kernel has.
 	Seccomp, Swap bool
+	// Devices are the raw disks the container gets.
+	Devices []Device
+}
+
+// Device is a block device of the guest in a container.
+type Device struct {
+	Path         string
+	Major, Minor int64
+	ReadOnly     bool
 }
 
 // Fit rewrites the spec and returns it with the sandbox's sysctls it asked for, which
@@ -62,6 +72,11 @@ func Fit(raw []byte, g Guest) ([]byte, map[string]string, error) {
 	s.Linux.IntelRdt, s.Linux.TimeOffsets = nil, nil
 	s.Linux.Resources = fitResources(s.Linux.Resources, g.Swap)
 	s.Linux.MountLabel = ""
+	for _, d := range g.Devices {
+		if err := fitDevice(s.Linux, d); err != nil {
+			return nil, nil, err
+		}
+	}
 	fitMounts(&s, g)
 	fitProcess(s.Process, g.Terminal)
 	sysctls := s.Linux.Sysctl
@@ -86,12 +101,14 @@ func Process(raw []byte, terminal bool) ([]byte, error) {
 	return json.Marshal(&p)
 }
 
-// Resources fits an update's resources.
+// Resources fits an update's resources. Which devices a container may use does not
+// change: an update repeats the host's rules, whose numbers are not the guest's.
 func Resources(raw []byte, swap bool) ([]byte, error) {
 	var r specs.LinuxResources
 	if err := json.Unmarshal(raw, &r); err != nil {
 		return nil, fmt.Errorf("parse resources: %w: %w", errdefs.ErrInvalidArgument, err)
 	}
+	r.Devices = nil
 	return json.Marshal(fitResources(&r, swap))
 }
 
@@ -143,6 +160,42 @@ func fitResources(r *specs.LinuxResources, swap bool) *specs.LinuxResources {
 		}
 	}
 	return r
+}
+
+// fitDevice puts a device of the guest in the place of the host's of that path, whose
+// numbers mean something else here.
+func fitDevice(l *specs.Linux, d Device) error {
+	if !path.IsAbs(d.Path) || path.Clean(d.Path) != d.Path || d.Path == "/" {
+		return fmt.Errorf("device path %.200q: must be absolute and clean: %w", d.Path, errdefs.ErrInvalidArgument)
+	}
+	mode := fs.FileMode(0o660)
+	node := specs.LinuxDevice{Path: d.Path, FileMode: &mode}
+	if l.Resources == nil {
+		l.Resources = &specs.LinuxResources{}
+	}
+	devices := l.Devices[:0:0]
+	for _, old := range l.Devices {
+		if path.Clean(old.Path) != d.Path {
+			devices = append(devices, old)
+			continue
+		}
+		node.FileMode, node.UID, node.GID = old.FileMode, old.UID, old.GID
+		rules := l.Resources.Devices[:0:0]
+		for _, r := range l.Resources.Devices {
+			if !(r.Allow && r.Type == old.Type && r.Major != nil && *r.Major == old.Major && r.Minor != nil && *r.Minor == old.Minor) {
+				rules = append(rules, r)
+			}
+		}
+		l.Resources.Devices = rules
+	}
+	node.Type, node.Major, node.Minor = "b", d.Major, d.Minor
+	l.Devices = append(devices, node)
+	access := "rwm"
+	if d.ReadOnly {
+		access = "rm"
+	}
+	l.Resources.Devices = append(l.Resources.Devices, specs.LinuxDeviceCgroup{Allow: true, Type: "b", Major: &d.Major, Minor: &d.Minor, Access: access})
+	return nil
 }
 
 // fitMounts gives every container the sandbox's shm and name files. A mount of the

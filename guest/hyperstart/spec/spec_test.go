@@ -122,3 +122,51 @@ func FuzzFit(f *testing.F) {
 		_, _ = Resources(raw, true)
 	})
 }
+
+func TestDevices(t *testing.T) {
+	uid, mode := uint32(7), os.FileMode(0o600)
+	one, other := int64(1), int64(2)
+	in := &specs.Spec{Process: &specs.Process{Args: []string{"x"}}, Linux: &specs.Linux{
+		Devices: []specs.LinuxDevice{{Path: "/dev/data", Type: "b", Major: 1, Minor: 1, UID: &uid, FileMode: &mode}, {Path: "/dev/fuse", Type: "c", Major: 10, Minor: 229}},
+		Resources: &specs.LinuxResources{Devices: []specs.LinuxDeviceCgroup{
+			{Access: "rwm"}, {Allow: true, Type: "b", Major: &one, Minor: &one, Access: "rwm"}, {Allow: true, Type: "b", Major: &one, Minor: &other, Access: "r"},
+		}},
+	}}
+	raw, err := json.Marshal(in)
+	if err != nil {
+		t.Fatal(err)
+	}
+	g := guest()
+	g.Devices = []Device{{Path: "/dev/data", Major: 8, Minor: 16}, {Path: "/data", Major: 8, Minor: 32, ReadOnly: true}}
+	out, _, err := Fit(raw, g)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got specs.Spec
+	if err := json.Unmarshal(out, &got); err != nil {
+		t.Fatal(err)
+	}
+	devices, _ := json.Marshal(got.Linux.Devices)
+	if want := `[{"path":"/dev/fuse","type":"c","major":10,"minor":229},{"path":"/dev/data","type":"b","major":8,"minor":16,"fileMode":384,"uid":7},` +
+		`{"path":"/data","type":"b","major":8,"minor":32,"fileMode":432}]`; string(devices) != want {
+		t.Errorf("devices: %s", devices)
+	}
+	rules, _ := json.Marshal(got.Linux.Resources.Devices)
+	if want := `[{"allow":false,"access":"rwm"},{"allow":true,"type":"b","major":1,"minor":2,"access":"r"},` +
+		`{"allow":true,"type":"b","major":8,"minor":16,"access":"rwm"},{"allow":true,"type":"b","major":8,"minor":32,"access":"rm"}]`; string(rules) != want {
+		t.Errorf("rules: %s", rules)
+	}
+	for _, p := range []string{"", "/", "dev/x", "/dev/../x", "/dev/"} {
+		g.Devices = []Device{{Path: p}}
+		if _, _, err := Fit(raw, g); !errdefs.IsInvalidArgument(err) {
+			t.Errorf("%q: %v", p, err)
+		}
+	}
+}
+
+func TestUpdateLeavesDevices(t *testing.T) {
+	out, err := Resources([]byte(`{"devices":[{"allow":false,"access":"rwm"}],"memory":{"limit":5}}`), true)
+	if err != nil || string(out) != `{"memory":{"limit":5}}` {
+		t.Errorf("%s, %v", out, err)
+	}
+}

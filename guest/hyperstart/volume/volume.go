@@ -1,10 +1,12 @@
 // Package volume keeps the sandbox's volumes: empty directories on scratch or in
-// memory, and file trees.
+// memory, file trees, and what is on disks (package block).
 //
-// It owns names, guest paths and usage. It must not know what mounts them.
+// It owns names, guest paths, usage and which disk is whose. It must not know what
+// mounts them, nor how a disk becomes a file system.
 package volume
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -19,6 +21,7 @@ import (
 	"github.com/containerd/errdefs"
 
 	hyperstart "github.com/hypernetes/hypernetes/api/hyperstart/v1"
+	"github.com/hypernetes/hypernetes/guest/hyperstart/block"
 	"github.com/hypernetes/hypernetes/guest/hyperstart/files"
 	"github.com/hypernetes/hypernetes/guest/hyperstart/storage"
 )
@@ -32,9 +35,15 @@ var validName = regexp.MustCompile(`^[a-zA-Z0-9._-]{1,128}$`)
 type Set struct {
 	dir     string
 	scratch func() (*storage.Scratch, error)
+	host    block.Host
+	// life ends with Close; mounting are the disks being mounted.
+	life     context.Context
+	end      context.CancelFunc
+	mounting sync.WaitGroup
 
 	mu      sync.Mutex
 	volumes map[string]*entry
+	disks   map[string]use // by serial
 }
 
 type entry struct {
@@ -42,12 +51,16 @@ type entry struct {
 	path  string
 	tree  *files.Tree    // file trees
 	space *storage.Space // empty directories on disk
+	disk  *disk          // block volumes
 	ready bool
 }
 
-// New keeps volumes below dir; scratch gives the scratch space once it is mounted.
-func New(dir string, scratch func() (*storage.Scratch, error)) *Set {
-	return &Set{dir: dir, scratch: scratch, volumes: map[string]*entry{}}
+// New keeps volumes below dir; scratch gives the scratch space once it is mounted, host
+// is what disks are mounted with.
+func New(dir string, scratch func() (*storage.Scratch, error), host block.Host) *Set {
+	s := &Set{dir: dir, scratch: scratch, host: host, volumes: map[string]*entry{}, disks: map[string]use{}}
+	s.life, s.end = context.WithCancel(context.Background())
+	return s
 }
 
 func (s *Set) entry(name string, create bool) (*entry, error) {
@@ -70,15 +83,40 @@ func (s *Set) entry(name string, create bool) (*entry, error) {
 	return e, nil
 }
 
-// Ensure makes a volume; one that exists is left as it is, but for the directories a
-// container's subPath needs.
-func (s *Set) Ensure(v *hyperstart.Volume) error {
+// Ensure makes volumes; one that exists is left as it is, but for the directories a
+// container's subPath needs. Disks are mounted side by side.
+func (s *Set) Ensure(ctx context.Context, volumes ...*hyperstart.Volume) error {
+	for _, v := range volumes {
+		if v.GetBlock() != nil {
+			if err := s.Begin(v); err != nil {
+				return err
+			}
+		}
+	}
+	for _, v := range volumes {
+		if err := s.ensure(ctx, v); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (s *Set) ensure(ctx context.Context, v *hyperstart.Volume) error {
 	e, err := s.entry(v.GetName(), true)
 	if err != nil {
 		return err
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	if b := v.GetBlock(); b != nil {
+		if err := s.ensureBlock(ctx, e, v); err != nil {
+			return fmt.Errorf("volume %s: %w", v.GetName(), err)
+		}
+		return ensureDirectories(e, v)
+	}
+	if e.disk != nil {
+		return fmt.Errorf("volume %s is a disk: %w", v.GetName(), errdefs.ErrFailedPrecondition)
+	}
 	if e.ready {
 		return ensureDirectories(e, v)
 	}
@@ -103,6 +141,19 @@ func (s *Set) Ensure(v *hyperstart.Volume) error {
 	return ensureDirectories(e, v)
 }
 
+// ensureBlock waits for a block volume. e is locked, but not while it waits.
+func (s *Set) ensureBlock(ctx context.Context, e *entry, v *hyperstart.Volume) error {
+	d, err := s.begin(e, v.GetName(), v.GetBlock())
+	if err != nil {
+		return err
+	}
+	e.mu.Unlock()
+	err = d.await(ctx)
+	e.mu.Lock()
+	e.ready = e.ready || err == nil
+	return err
+}
+
 // Put replaces a volume's file tree, making the volume if need be.
 func (s *Set) Put(name string, tree *hyperstart.FileTree, more bool) error {
 	e, err := s.entry(name, true)
@@ -111,7 +162,7 @@ func (s *Set) Put(name string, tree *hyperstart.FileTree, more bool) error {
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if e.ready && e.tree == nil {
+	if (e.ready || e.disk != nil) && e.tree == nil {
 		return fmt.Errorf("volume %s is no file tree: %w", name, errdefs.ErrFailedPrecondition)
 	}
 	if err := put(e, tree, more); err != nil {
@@ -207,6 +258,10 @@ func (s *Set) Usage() []*hyperstart.VolumeUsage {
 	all := make(map[string]*entry, len(s.volumes))
 	for n, e := range s.volumes {
 		all[n] = e
+	}
+	// Not even looked at: a disk that hangs may have its volume locked.
+	for _, u := range s.disks {
+		delete(all, u.volume)
 	}
 	s.mu.Unlock()
 	var out []*hyperstart.VolumeUsage

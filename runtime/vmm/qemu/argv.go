@@ -2,6 +2,7 @@ package qemu
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net"
 	"regexp"
@@ -83,15 +84,18 @@ func validateDisk(d vmm.Disk) error {
 	if !serialPattern.MatchString(d.Serial) {
 		return fmt.Errorf("disk serial %q: %w: 1 to 20 of a-z, A-Z, 0-9, _ and -", d.Serial, errdefs.ErrInvalidArgument)
 	}
-	if d.File == nil {
-		return fmt.Errorf("disk %s: %w: no open file", d.Serial, errdefs.ErrInvalidArgument)
+	if (d.File == nil) == (d.NBD == nil) {
+		return fmt.Errorf("disk %s: %w: an open file or an NBD connection is needed", d.Serial, errdefs.ErrInvalidArgument)
+	}
+	if d.NBD != nil && (d.NBD.Conn == nil || !serialPattern.MatchString(d.NBD.Export)) {
+		return fmt.Errorf("disk %s: %w: no NBD connection, or export %q is not 1 to 20 of a-z, A-Z, 0-9, _ and -", d.Serial, errdefs.ErrInvalidArgument, d.NBD.Export)
 	}
 	return nil
 }
 
-// arguments is the whole command line, without argv[0]. drivers has the block driver of
-// each of c.Disks ("file" or "host_device").
-func arguments(c vmm.Config, h Host, fds inherited, drivers []string) ([]string, error) {
+// arguments is the whole command line, without argv[0]. images has how each of c.Disks
+// is opened.
+func arguments(c vmm.Config, h Host, fds inherited, images []backing) ([]string, error) {
 	a := []string{
 		"-name", "guest=" + c.ID + ",process=" + processName(c.ID),
 		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
@@ -146,16 +150,24 @@ func arguments(c vmm.Config, h Host, fds inherited, drivers []string) ([]string,
 		a = append(a, "-device", d)
 	}
 	for i, d := range c.Disks {
-		fdset := i + 1
-		node, err := json.Marshal(blockNode(d, fdset, drivers[i]))
-		if err != nil {
+		protocol := nbdNode(d, strconv.Itoa(fds.disks[i]))
+		if d.NBD == nil {
+			fdset := i + 1
+			protocol = fileNode(d, fdset, images[i])
+			a = append(a, "-add-fd", fmt.Sprintf("fd=%d,set=%d", fds.disks[i], fdset))
+		}
+		add := func(option string, value map[string]any) error {
+			b, err := json.Marshal(value)
+			a = append(a, option, string(b))
+			return err
+		}
+		err := add("-blockdev", rawNode(d, protocol, images[i]))
+		if d.Throttle != nil {
+			err = errors.Join(err, add("-object", throttleGroup(d)), add("-blockdev", throttleNode(d)))
+		}
+		if err = errors.Join(err, add("-device", scsiDisk(d, i))); err != nil {
 			return nil, err
 		}
-		dev, err := json.Marshal(scsiDisk(d, i))
-		if err != nil {
-			return nil, err
-		}
-		a = append(a, "-add-fd", fmt.Sprintf("fd=%d,set=%d", fds.disks[i], fdset), "-blockdev", string(node), "-device", string(dev))
 	}
 	return a, nil
 }
@@ -198,30 +210,104 @@ func cmdline(c vmm.Config, h Host) string {
 	return strings.Join(words, " ")
 }
 
-// blockNode is a blockdev-add of a raw image behind an fdset. Formats are never probed.
-// Locking stays at "auto": readers share, a writer excludes everybody else.
-func blockNode(d vmm.Disk, fdset int, driver string) map[string]any {
-	discard := "ignore"
-	if d.Discard {
-		discard = "unmap"
-	}
-	n := map[string]any{
-		"driver": "raw", "node-name": nodeName(d.Serial), "read-only": d.ReadOnly, "discard": discard,
-		"file": map[string]any{"driver": driver, "filename": "/dev/fdset/" + strconv.Itoa(fdset), "read-only": d.ReadOnly, "discard": discard},
-	}
+// backing is how a disk's file is to be opened.
+type backing struct {
+	// driver is "file" or "host_device"; "" for what is no file.
+	driver string
+	// direct bypasses the page cache; asynchronous is with io_uring.
+	direct, asynchronous bool
+}
+
+// rawNode is a blockdev-add of a raw image on a protocol. Formats are never probed.
+func rawNode(d vmm.Disk, protocol any, i backing) map[string]any {
+	n := map[string]any{"driver": "raw", "node-name": rawName(d), "read-only": d.ReadOnly, "discard": discard(d), "file": protocol}
 	if d.Ephemeral {
 		n["cache"] = map[string]any{"no-flush": true}
+	}
+	if i.direct {
+		n["cache"] = map[string]any{"direct": true}
+	}
+	if d.Persistent && d.Discard && !d.ReadOnly {
+		n["detect-zeroes"] = "unmap"
 	}
 	return n
 }
 
-// scsiDisk is a device_add. All disks are LUNs of one target: one event, one scan each.
-func scsiDisk(d vmm.Disk, lun int) map[string]any {
+// fileNode is a file behind an fdset. Locking stays at "auto": readers share, a writer
+// excludes everybody else, but those of a shared disk.
+func fileNode(d vmm.Disk, fdset int, i backing) map[string]any {
+	n := map[string]any{"driver": i.driver, "filename": "/dev/fdset/" + strconv.Itoa(fdset), "read-only": d.ReadOnly, "discard": discard(d)}
+	if i.direct {
+		n["cache"] = map[string]any{"direct": true}
+	}
+	if i.asynchronous {
+		n["aio"] = "io_uring"
+	}
+	return n
+}
+
+// nbdNode is what is behind a connected descriptor: a number, or a name given by getfd.
+func nbdNode(d vmm.Disk, fd string) map[string]any {
+	if d.NBD == nil {
+		return nil
+	}
 	return map[string]any{
-		"driver": "scsi-hd", "id": deviceName(d.Serial), "bus": "scsi.0", "channel": 0, "scsi-id": 0, "lun": lun,
-		"drive": nodeName(d.Serial), "serial": d.Serial, "rotation_rate": 1,
+		"driver": "nbd", "server": map[string]any{"type": "fd", "str": fd}, "export": d.NBD.Export,
+		"read-only": d.ReadOnly, "discard": discard(d),
 	}
 }
 
+func discard(d vmm.Disk) string {
+	if d.Discard {
+		return "unmap"
+	}
+	return "ignore"
+}
+
+// throttleNode is on top of a disk's raw node.
+func throttleNode(d vmm.Disk) map[string]any {
+	return map[string]any{
+		"driver": "throttle", "node-name": nodeName(d.Serial), "throttle-group": groupName(d.Serial), "file": rawName(d),
+		"read-only": d.ReadOnly, "discard": discard(d),
+	}
+}
+
+func throttleGroup(d vmm.Disk) map[string]any {
+	limits := map[string]any{}
+	for name, value := range map[string]int64{
+		"iops-total": d.Throttle.IOPS, "iops-read": d.Throttle.ReadIOPS, "iops-write": d.Throttle.WriteIOPS,
+		"bps-total": d.Throttle.Bytes, "bps-read": d.Throttle.ReadBytes, "bps-write": d.Throttle.WriteBytes,
+	} {
+		if value > 0 {
+			limits[name] = value
+		}
+	}
+	return map[string]any{"qom-type": "throttle-group", "id": groupName(d.Serial), "limits": limits}
+}
+
+// scsiDisk is a device_add. All disks are LUNs of one target: one event, one scan each.
+func scsiDisk(d vmm.Disk, lun int) map[string]any {
+	dev := map[string]any{
+		"driver": "scsi-hd", "id": deviceName(d.Serial), "bus": "scsi.0", "channel": 0, "scsi-id": 0, "lun": lun,
+		"drive": nodeName(d.Serial), "serial": d.Serial, "rotation_rate": 1,
+	}
+	if d.Persistent {
+		dev["werror"], dev["rerror"] = "report", "report"
+	}
+	if d.Shared {
+		dev["share-rw"] = true
+	}
+	return dev
+}
+
+// rawName is the raw node's: the disk's own, or the one below its throttle.
+func rawName(d vmm.Disk) string {
+	if d.Throttle != nil {
+		return "raw-" + d.Serial
+	}
+	return nodeName(d.Serial)
+}
+
 func nodeName(serial string) string   { return "node-" + serial }
+func groupName(serial string) string  { return "limit-" + serial }
 func deviceName(serial string) string { return "disk-" + serial }

@@ -19,14 +19,17 @@ func exampleConfig(machine, accel string) vmm.Config {
 	return vmm.Config{
 		ID: "0123456789abcdef", Kernel: "/k", Initrd: "/i", Cmdline: " quiet2 ", Machine: machine, Accelerator: accel,
 		VCPUs: 1, MaxVCPUs: 2, MemoryBytes: 128 << 20, UID: 7, GID: 7,
-		Disks: []vmm.Disk{{Serial: "layer-1", File: os.Stdin, ReadOnly: true}, {Serial: "scratch", File: os.Stdin, Discard: true, Ephemeral: true}},
-		NICs:  []vmm.NIC{{Tap: os.Stdin, MAC: "02:00:00:00:00:01"}},
+		Disks: []vmm.Disk{{Serial: "layer-1", File: os.Stdin, ReadOnly: true}, {Serial: "scratch", File: os.Stdin, Discard: true, Ephemeral: true},
+			{Serial: "volume", File: os.Stdin, Discard: true, Persistent: true, Throttle: &vmm.Throttle{IOPS: 100, WriteBytes: 1 << 20}},
+			{Serial: "served", NBD: &vmm.NBD{Conn: os.Stdin, Export: "e1"}, Discard: true, Persistent: true, Shared: true},
+		},
+		NICs: []vmm.NIC{{Tap: os.Stdin, MAC: "02:00:00:00:00:01"}},
 	}
 }
 
 func TestArgumentsGolden(t *testing.T) {
 	h := Host{TSCKHz: 2500000}
-	fds := inherited{qmp: 4, channel: 5, console: 6, taps: []int{7}, disks: []int{8, 9}}
+	fds := inherited{qmp: 4, channel: 5, console: 6, taps: []int{7}, disks: []int{8, 9, 11, 12}}
 	for _, tc := range []struct{ machine, accel string }{{"q35", "tcg"}, {"q35", "kvm"}, {"microvm", "tcg"}} {
 		name := tc.machine + "-" + tc.accel
 		t.Run(name, func(t *testing.T) {
@@ -38,7 +41,7 @@ func TestArgumentsGolden(t *testing.T) {
 			if tc.accel == "kvm" {
 				fds.vhost = []int{10}
 			}
-			args, err := arguments(c, h, fds, []string{"file", "host_device"})
+			args, err := arguments(c, h, fds, []backing{{driver: "file"}, {driver: "host_device"}, {driver: "file", direct: true, asynchronous: true}, {}})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -74,6 +77,9 @@ func TestValidateRefuses(t *testing.T) {
 		"serial":      func(c *vmm.Config) { c.Disks[0].Serial = "a,b" },
 		"same serial": func(c *vmm.Config) { c.Disks[1].Serial = c.Disks[0].Serial },
 		"no file":     func(c *vmm.Config) { c.Disks[0].File = nil },
+		"two sources": func(c *vmm.Config) { c.Disks[0].NBD = c.Disks[3].NBD },
+		"export":      func(c *vmm.Config) { c.Disks[3].NBD = &vmm.NBD{Conn: os.Stdin, Export: "a,b"} },
+		"no nbd":      func(c *vmm.Config) { c.Disks[3].NBD = &vmm.NBD{Export: "a"} },
 		"mac":         func(c *vmm.Config) { c.NICs[0].MAC = "x,romfile=/etc/passwd" },
 		"no tap":      func(c *vmm.Config) { c.NICs[0].Tap = nil },
 	} {

@@ -20,7 +20,10 @@ func (m *VM) AddDisk(ctx context.Context, d vmm.Disk) error {
 	if err := validateDisk(d); err != nil {
 		return m.named(err)
 	}
-	driver, err := blockDriver(d)
+	if d.NBD != nil || d.Persistent || d.Throttle != nil {
+		return fmt.Errorf("vm %s: disk %s: %w: only a VM that starts gets a disk that stays", m.id, d.Serial, errdefs.ErrInvalidArgument)
+	}
+	img, err := backingOf(d, Host{})
 	if err != nil {
 		return m.named(err)
 	}
@@ -37,7 +40,7 @@ func (m *VM) AddDisk(ctx context.Context, d vmm.Disk) error {
 		return fmt.Errorf("vm %s: disk %s: %w: a VM has at most %d disks", m.id, d.Serial, errdefs.ErrResourceExhausted, maxDisks)
 	}
 	m.nextFDSet++
-	if err := m.plug(ctx, d, driver, p); err != nil {
+	if err := m.plug(ctx, d, img, p); err != nil {
 		return fmt.Errorf("vm %s: disk %s: %w", m.id, d.Serial, err)
 	}
 	m.disks[d.Serial] = p
@@ -45,7 +48,7 @@ func (m *VM) AddDisk(ctx context.Context, d vmm.Disk) error {
 }
 
 // plug gives QEMU the descriptor, makes a block node of it and a LUN of that, or none.
-func (m *VM) plug(ctx context.Context, d vmm.Disk, driver string, p plugged) error {
+func (m *VM) plug(ctx context.Context, d vmm.Disk, img backing, p plugged) error {
 	dup, err := duplicate(d.File)
 	if err != nil {
 		return err
@@ -54,7 +57,7 @@ func (m *VM) plug(ctx context.Context, d vmm.Disk, driver string, p plugged) err
 	if _, err := m.qmp.Execute(ctx, "add-fd", map[string]any{"fdset-id": p.fdset}, dup); err != nil {
 		return errors.Join(err, m.unplug(d.Serial, p, 0))
 	}
-	if _, err := m.qmp.Execute(ctx, "blockdev-add", blockNode(d, p.fdset, driver)); err != nil {
+	if _, err := m.qmp.Execute(ctx, "blockdev-add", rawNode(d, fileNode(d, p.fdset, img), img)); err != nil {
 		return errors.Join(err, m.unplug(d.Serial, p, 1))
 	}
 	if _, err := m.qmp.Execute(ctx, "device_add", scsiDisk(d, p.lun)); err != nil {
@@ -93,6 +96,9 @@ func (m *VM) RemoveDisk(ctx context.Context, serial string) error {
 	if !ok {
 		return nil
 	}
+	if p.stays != nil {
+		return fmt.Errorf("vm %s: disk %s stays as long as the VM: %w", m.id, serial, errdefs.ErrFailedPrecondition)
+	}
 	err = m.removeDevice(ctx, deviceName(serial))
 	if err == nil {
 		err = m.removeNode(ctx, nodeName(serial))
@@ -104,6 +110,75 @@ func (m *VM) RemoveDisk(ctx context.Context, serial string) error {
 		return fmt.Errorf("vm %s: remove disk %s: %w", m.id, serial, err)
 	}
 	delete(m.disks, serial)
+	return nil
+}
+
+// GrowDisk implements vmm.VM.
+//
+// Errors: errdefs.ErrNotFound, errdefs.ErrFailedPrecondition for a disk that is not
+// persistent.
+func (m *VM) GrowDisk(ctx context.Context, serial string, bytes int64, nbd *vmm.NBD) error {
+	unlock, err := m.lockDisks(ctx)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	p, ok := m.disks[serial]
+	switch {
+	case !ok:
+		return fmt.Errorf("vm %s: disk %s: %w", m.id, serial, errdefs.ErrNotFound)
+	case p.stays == nil:
+		return fmt.Errorf("vm %s: disk %s is not persistent: %w", m.id, serial, errdefs.ErrFailedPrecondition)
+	case (p.stays.NBD == nil) != (nbd == nil):
+		return fmt.Errorf("vm %s: disk %s: %w: a new connection is needed for a disk that is served, and only for that", m.id, serial, errdefs.ErrInvalidArgument)
+	}
+	if nbd != nil {
+		if err := m.reconnect(ctx, &p, nbd); err != nil {
+			return fmt.Errorf("vm %s: disk %s: %w", m.id, serial, err)
+		}
+		m.disks[serial] = p
+	}
+	// The topmost node: a throttle does not hear of a change below it. QEMU takes the size
+	// for an order, not for news: it is the caller's to be right.
+	if _, err := m.qmp.Execute(ctx, "block_resize", map[string]any{"node-name": nodeName(serial), "size": bytes}); err != nil {
+		return fmt.Errorf("vm %s: disk %s: %w", m.id, serial, err)
+	}
+	return nil
+}
+
+// reconnect replaces a disk's NBD node: a connection never learns of another size.
+func (m *VM) reconnect(ctx context.Context, p *plugged, nbd *vmm.NBD) error {
+	d := *p.stays
+	d.NBD = nbd
+	if err := validateDisk(d); err != nil {
+		return err
+	}
+	conn, err := duplicate(nbd.Conn)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	p.round++
+	name := fmt.Sprintf("nbd%d-%s", p.round, d.Serial)
+	if _, err := m.qmp.Execute(ctx, "getfd", map[string]any{"fdname": name}, conn); err != nil {
+		return err
+	}
+	node := nbdNode(d, name)
+	node["node-name"] = name
+	if _, err := m.qmp.Execute(ctx, "blockdev-add", node); err != nil {
+		return err
+	}
+	if _, err := m.qmp.Execute(ctx, "blockdev-reopen", map[string]any{"options": []any{rawNode(d, name, backing{})}}); err != nil {
+		return errors.Join(err, m.removeNode(context.WithoutCancel(ctx), name))
+	}
+	p.stays = &d
+	if before := p.node; before != "" {
+		// The first one is the raw node's own and goes by itself.
+		if err := m.removeNode(ctx, before); err != nil {
+			return err
+		}
+	}
+	p.node = name
 	return nil
 }
 

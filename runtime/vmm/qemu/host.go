@@ -12,8 +12,10 @@ import (
 	"strings"
 	"syscall"
 	"time"
+	"unsafe"
 
 	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
 
 	"github.com/hypernetes/hypernetes/guest/image/closure"
 )
@@ -33,6 +35,8 @@ type Host struct {
 	TSCKHz int64 `json:"tsc_khz"`
 	// VhostNet tells whether there is a /dev/vhost-net to use with KVM.
 	VhostNet bool `json:"vhost_net"`
+	// IOUring tells whether a process without privileges may use io_uring.
+	IOUring bool `json:"io_uring"`
 	// Files are QEMU's libraries and modules by absolute path.
 	Files []string `json:"files"`
 	// Firmware are the firmware images a VM may need, by absolute path.
@@ -75,6 +79,7 @@ func Probe(ctx context.Context, binary, cache string) (Host, error) {
 	}
 	_, err = os.Stat("/dev/vhost-net")
 	h.VhostNet = err == nil && h.Accelerator == "kvm"
+	h.IOUring = tryIOUring()
 	if cache == "" {
 		return h, nil
 	}
@@ -104,7 +109,7 @@ func identify(binary string) (path, key string, err error) {
 		return "", "", fmt.Errorf("boot id: %w", err)
 	}
 	ino := st.Sys().(*syscall.Stat_t).Ino
-	return path, fmt.Sprintf("1 %s %s %d %d %d", strings.TrimSpace(string(boot)), path, ino, st.Size(), st.ModTime().UnixNano()), nil
+	return path, fmt.Sprintf("2 %s %s %d %d %d", strings.TrimSpace(string(boot)), path, ino, st.Size(), st.ModTime().UnixNano()), nil
 }
 
 func readHost(cache string) (Host, error) {
@@ -193,6 +198,21 @@ func tryKVM(ctx context.Context, path string) error {
 		}
 	}
 	return fmt.Errorf("kernel has neither kvm_intel nor kvm_amd: %w", errdefs.ErrUnavailable)
+}
+
+// tryIOUring makes a ring. Kernels are built without it, sandboxes refuse it, and since
+// Linux 6.6 it can be for privileged processes only (kernel.io_uring_disabled).
+func tryIOUring() bool {
+	if b, err := os.ReadFile("/proc/sys/kernel/io_uring_disabled"); err == nil && strings.TrimSpace(string(b)) != "0" {
+		return false
+	}
+	var params [120]byte // struct io_uring_params
+	fd, _, errno := unix.Syscall(unix.SYS_IO_URING_SETUP, 1, uintptr(unsafe.Pointer(&params)), 0)
+	if errno != 0 {
+		return false
+	}
+	_ = unix.Close(int(fd))
+	return true
 }
 
 // probeExit is how QEMU exits when the guest wrote 0x31 to isa-debug-exit.

@@ -1,29 +1,37 @@
 package qemu
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"net"
 	"os"
-	"os/exec"
 	"path/filepath"
-	"runtime"
-	"syscall"
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 
+	"github.com/hypernetes/hypernetes/runtime/launch"
 	"github.com/hypernetes/hypernetes/runtime/vmm"
 )
 
+// Paths inside QEMU's private root.
+const (
+	firmwareDir = "/firmware"
+	kernelPath  = "/kernel"
+	initrdPath  = "/initrd"
+	// nullDevice: QEMU tries image locks on it first and silently goes without if it is
+	// not there.
+	nullDevice = "/dev/null"
+)
+
+// MaybeLaunch makes the process a confined QEMU if it was started for that, and then
+// never returns. Every program using this package calls it first.
+func MaybeLaunch() { launch.Maybe() }
+
 // process is a starting or running QEMU and our ends of its connections.
 type process struct {
-	cmd                   *exec.Cmd
+	*launch.Process
 	qmp, channel, console *net.UnixConn
-	stderr                *os.File
-	// exited delivers the result of waiting, once.
-	exited chan error
 }
 
 // close gives up our ends of the connections.
@@ -33,15 +41,15 @@ func (p *process) close() {
 			_ = c.Close()
 		}
 	}
-	if p.stderr != nil {
-		_ = p.stderr.Close()
+	if p.Process != nil {
+		_ = p.Stderr.Close()
 	}
 }
 
 // spawn starts the launcher for c. Descriptors given to it are closed here again.
 func spawn(c vmm.Config, h Host) (_ *process, err error) {
-	p := &process{exited: make(chan error, 1)}
-	var theirs []*os.File // in the order of their descriptors, from launchFD on
+	p := &process{}
+	var theirs []*os.File // in the order of their descriptors, from launch.FirstFD on
 	defer func() {
 		for _, f := range theirs {
 			_ = f.Close()
@@ -50,11 +58,6 @@ func spawn(c vmm.Config, h Host) (_ *process, err error) {
 			p.close()
 		}
 	}()
-	orders, err := memfile("order")
-	if err != nil {
-		return nil, err
-	}
-	theirs = append(theirs, orders)
 	for _, end := range []**net.UnixConn{&p.qmp, &p.channel, &p.console} {
 		f, err := socketPair(end)
 		if err != nil {
@@ -62,34 +65,31 @@ func spawn(c vmm.Config, h Host) (_ *process, err error) {
 		}
 		theirs = append(theirs, f)
 	}
-	fds := inherited{qmp: launchFD + 1, channel: launchFD + 2, console: launchFD + 3}
+	fds := inherited{qmp: launch.FirstFD, channel: launch.FirstFD + 1, console: launch.FirstFD + 2}
 	inherit := func(f *os.File) (int, error) {
 		dup, err := duplicate(f)
 		if err != nil {
 			return 0, err
 		}
 		theirs = append(theirs, dup)
-		return launchFD + len(theirs) - 1, nil
+		return launch.FirstFD + len(theirs) - 1, nil
 	}
-	drivers, err := inheritDevices(c, h, &fds, inherit)
+	images, err := inheritDevices(c, h, &fds, inherit)
 	if err != nil {
 		return nil, err
 	}
-	args, err := arguments(c, h, fds, drivers)
+	args, err := arguments(c, h, fds, images)
 	if err != nil {
 		return nil, err
 	}
-	o := order{Parent: os.Getpid(), Binary: h.Binary, Args: args, UID: c.UID, GID: c.GID, Cgroups: c.Cgroups, Binds: view(c, h), KVM: c.Accelerator == "kvm"}
-	if err := json.NewEncoder(orders).Encode(o); err != nil {
-		return nil, fmt.Errorf("order: %w", err)
+	o := launch.Order{Binary: h.Binary, Args: args, UID: c.UID, GID: c.GID, Cgroups: c.Cgroups, Binds: view(c, h), KVM: c.Accelerator == "kvm"}
+	if p.Process, err = launch.Start(o, theirs); err != nil {
+		return nil, fmt.Errorf("vmm: %w", err)
 	}
-	if _, err := orders.Seek(0, 0); err != nil {
-		return nil, fmt.Errorf("order: %w", err)
-	}
-	return p, p.start(theirs)
+	return p, nil
 }
 
-func inheritDevices(c vmm.Config, h Host, fds *inherited, inherit func(*os.File) (int, error)) (drivers []string, err error) {
+func inheritDevices(c vmm.Config, h Host, fds *inherited, inherit func(*os.File) (int, error)) (images []backing, err error) {
 	for _, n := range c.NICs {
 		fd, err := inherit(n.Tap)
 		if err != nil {
@@ -105,17 +105,24 @@ func inheritDevices(c vmm.Config, h Host, fds *inherited, inherit func(*os.File)
 		fds.vhost = append(fds.vhost, fd)
 	}
 	for _, d := range c.Disks {
-		driver, err := blockDriver(d)
-		if err != nil {
+		i, f := backing{}, d.File
+		if d.NBD != nil {
+			f = d.NBD.Conn
+		} else if i, err = backingOf(d, h); err != nil {
 			return nil, err
 		}
-		fd, err := inherit(d.File)
+		fd, err := inherit(f)
 		if err != nil {
 			return nil, fmt.Errorf("disk %s: %w", d.Serial, err)
 		}
-		drivers, fds.disks = append(drivers, driver), append(fds.disks, fd)
+		images, fds.disks = append(images, i), append(fds.disks, fd)
 	}
-	return drivers, nil
+	for _, f := range c.Hold {
+		if _, err := inherit(f); err != nil {
+			return nil, fmt.Errorf("%s: %w", f.Name(), err)
+		}
+	}
+	return images, nil
 }
 
 // inheritVhost opens a vhost-net instance, which the confined QEMU could not.
@@ -129,61 +136,15 @@ func inheritVhost(inherit func(*os.File) (int, error)) (int, error) {
 }
 
 // view lists all QEMU sees of the host's files.
-func view(c vmm.Config, h Host) []bind {
-	binds := []bind{{From: nullDevice, To: nullDevice}, {From: h.Binary, To: h.Binary}, {From: c.Kernel, To: kernelPath}, {From: c.Initrd, To: initrdPath}}
+func view(c vmm.Config, h Host) []launch.Bind {
+	binds := []launch.Bind{{From: nullDevice, To: nullDevice}, {From: h.Binary, To: h.Binary}, {From: c.Kernel, To: kernelPath}, {From: c.Initrd, To: initrdPath}}
 	for _, f := range h.Files {
-		binds = append(binds, bind{From: f, To: f})
+		binds = append(binds, launch.Bind{From: f, To: f})
 	}
 	for _, f := range h.Firmware {
-		binds = append(binds, bind{From: f, To: filepath.Join(firmwareDir, filepath.Base(f))})
+		binds = append(binds, launch.Bind{From: f, To: filepath.Join(firmwareDir, filepath.Base(f))})
 	}
 	return binds
-}
-
-// start runs the launcher and waits for its end from a thread that lives as long: the
-// kernel sends the parent death signal when the thread that forked ends, and Go ends
-// threads at will.
-func (p *process) start(theirs []*os.File) error {
-	r, w, err := os.Pipe()
-	if err != nil {
-		return err
-	}
-	p.stderr = r
-	p.cmd = &exec.Cmd{
-		Path: "/proc/self/exe", Args: []string{launchName}, Env: []string{"GOMAXPROCS=1", "GOGC=off"}, Dir: "/",
-		Stdout: w, Stderr: w, ExtraFiles: theirs,
-		SysProcAttr: &syscall.SysProcAttr{
-			Pdeathsig: syscall.SIGKILL, Setsid: true,
-			Cloneflags: unix.CLONE_NEWNS | unix.CLONE_NEWNET | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS,
-		},
-	}
-	started := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread()
-		defer runtime.UnlockOSThread()
-		err := p.cmd.Start()
-		started <- err
-		if err == nil {
-			p.exited <- p.cmd.Wait()
-		}
-	}()
-	err = <-started
-	_ = w.Close()
-	if errors.Is(err, syscall.EPERM) {
-		return fmt.Errorf("start vmm in its own namespaces: %w: this needs root", err)
-	}
-	if err != nil {
-		return fmt.Errorf("start vmm: %w", err)
-	}
-	return nil
-}
-
-func memfile(name string) (*os.File, error) {
-	fd, err := unix.MemfdCreate(name, unix.MFD_CLOEXEC)
-	if err != nil {
-		return nil, fmt.Errorf("memfd: %w", err)
-	}
-	return os.NewFile(uintptr(fd), name), nil
 }
 
 // socketPair connects *ours with the file returned.
@@ -215,7 +176,7 @@ func duplicate(f *os.File) (*os.File, error) {
 		return nil, err
 	}
 	fd, dupErr := -1, error(nil)
-	if err := raw.Control(func(u uintptr) { fd, dupErr = unix.FcntlInt(u, unix.F_DUPFD_CLOEXEC, launchFD) }); err != nil {
+	if err := raw.Control(func(u uintptr) { fd, dupErr = unix.FcntlInt(u, unix.F_DUPFD_CLOEXEC, launch.FirstFD) }); err != nil {
 		return nil, err
 	}
 	if dupErr != nil {
@@ -224,17 +185,30 @@ func duplicate(f *os.File) (*os.File, error) {
 	return os.NewFile(uintptr(fd), f.Name()), nil
 }
 
-// blockDriver tells QEMU's driver for a disk's file: it has one for regular files and
-// one for devices, and each refuses the other.
-func blockDriver(d vmm.Disk) (string, error) {
+// backingOf tells how QEMU opens a disk's file: it has a driver for regular files and one
+// for devices, and each refuses the other.
+func backingOf(d vmm.Disk, h Host) (backing, error) {
+	i := backing{asynchronous: d.Persistent && h.IOUring}
 	st, err := d.File.Stat()
 	switch {
 	case err != nil:
-		return "", fmt.Errorf("disk %s: %w", d.Serial, err)
+		return i, fmt.Errorf("disk %s: %w", d.Serial, err)
 	case st.Mode().IsRegular():
-		return "file", nil
+		i.driver = "file"
 	case st.Mode()&(os.ModeDevice|os.ModeCharDevice) == os.ModeDevice:
-		return "host_device", nil
+		i.driver = "host_device"
+	default:
+		return i, fmt.Errorf("disk %s: %s is a %s: %w: a raw image or a block device is needed", d.Serial, d.File.Name(), st.Mode().Type(), errdefs.ErrInvalidArgument)
 	}
-	return "", fmt.Errorf("disk %s: %s is a %s: %w: a raw image or a block device is needed", d.Serial, d.File.Name(), st.Mode().Type(), errdefs.ErrInvalidArgument)
+	raw, err := d.File.SyscallConn()
+	if err != nil {
+		return i, fmt.Errorf("disk %s: %w", d.Serial, err)
+	}
+	flags := 0
+	cerr := raw.Control(func(fd uintptr) { flags, err = unix.FcntlInt(fd, unix.F_GETFL, 0) })
+	if err = errors.Join(cerr, err); err != nil {
+		return i, fmt.Errorf("disk %s: %w", d.Serial, err)
+	}
+	i.direct = flags&unix.O_DIRECT != 0
+	return i, nil
 }

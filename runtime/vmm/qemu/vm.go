@@ -20,6 +20,9 @@ import (
 // endGrace bounds how long the connections of a QEMU that is gone may take to end.
 const endGrace = 2 * time.Second
 
+// maxDiskErrors is how many a VM has in the log.
+const maxDiskErrors = 16
+
 // VMM starts QEMUs. It is stateless and may be used concurrently.
 type VMM struct{ host Host }
 
@@ -80,7 +83,14 @@ func because(stderr string) string {
 }
 
 // plugged is a disk the VM has.
-type plugged struct{ lun, fdset int }
+type plugged struct {
+	lun, fdset int
+	// stays is a persistent disk's description.
+	stays *vmm.Disk
+	// node is the NBD node that has replaced the first one, round how often that was tried.
+	node  string
+	round int
+}
 
 // VM is a running QEMU. It implements vmm.VM.
 type VM struct {
@@ -97,21 +107,30 @@ type VM struct {
 	disks     map[string]plugged
 	nextFDSet int
 
-	mu      sync.Mutex
-	qmp     *qmp.Client
-	ending  ending
-	unplugs map[string]chan struct{} // device id to what DEVICE_DELETED closes
+	mu     sync.Mutex
+	qmp    *qmp.Client
+	ending ending
+	// diskErrors counts what has been heard of them, faults those of persistent disks by
+	// their nodes.
+	diskErrors int
+	faults     map[string]int
+	unplugs    map[string]chan struct{} // device id to what DEVICE_DELETED closes
 }
 
 func newVM(cfg vmm.Config, p *process) *VM {
 	m := &VM{
 		id: cfg.ID, process: p, done: make(chan struct{}), plugging: make(chan struct{}, 1),
-		disks: map[string]plugged{}, nextFDSet: len(cfg.Disks) + 1, unplugs: map[string]chan struct{}{},
+		disks: map[string]plugged{}, nextFDSet: len(cfg.Disks) + 1, unplugs: map[string]chan struct{}{}, faults: map[string]int{},
 	}
 	for i, d := range cfg.Disks {
-		m.disks[d.Serial] = plugged{lun: i, fdset: i + 1}
+		p := plugged{lun: i, fdset: i + 1}
+		if d.Persistent {
+			p.stays = &d
+			m.faults[nodeName(d.Serial)] = 0
+		}
+		m.disks[d.Serial] = p
 	}
-	m.drained = []chan struct{}{drain(p.console, &m.console, cfg.Console), drain(p.stderr, &m.stderr, nil)}
+	m.drained = []chan struct{}{drain(p.console, &m.console, cfg.Console), drain(p.Stderr, &m.stderr, nil)}
 	go m.reap()
 	return m
 }
@@ -133,6 +152,7 @@ func (m *VM) event(e qmp.Event) {
 	var d struct {
 		Reason string `json:"reason"`
 		Device string `json:"device"`
+		Node   string `json:"node-name"`
 	}
 	if e.Data != nil && json.Unmarshal(e.Data, &d) != nil {
 		return
@@ -150,13 +170,20 @@ func (m *VM) event(e qmp.Event) {
 			delete(m.unplugs, d.Device)
 		}
 	case "BLOCK_IO_ERROR":
+		if n, ok := m.faults[d.Node]; ok {
+			m.faults[d.Node] = n + 1
+		}
+		// As many as the guest likes: it may try a broken disk for ever.
+		if m.diskErrors++; m.diskErrors > maxDiskErrors {
+			return
+		}
 		log.L.WithField("vm", m.id).WithField("event", string(e.Data)).Warn("vm disk error")
 	}
 }
 
 // reap waits for the process, then for what it still had to say, and publishes the exit.
 func (m *VM) reap() {
-	err := <-m.process.exited
+	err := <-m.process.Exited
 	at := time.Now()
 	grace, cancel := context.WithTimeout(context.Background(), endGrace)
 	defer cancel()
@@ -186,7 +213,7 @@ func await(ctx context.Context, ch <-chan struct{}) {
 }
 
 // PID implements vmm.VM.
-func (m *VM) PID() int { return m.process.cmd.Process.Pid }
+func (m *VM) PID() int { return m.process.Pid }
 
 // Channel implements vmm.VM; the connection also has deadlines (net.Conn).
 func (m *VM) Channel() io.ReadWriteCloser { return m.process.channel }
@@ -212,10 +239,17 @@ func (m *VM) Kill() error {
 	m.mu.Lock()
 	m.ending.killed = true
 	m.mu.Unlock()
-	if err := m.process.cmd.Process.Kill(); err != nil && !errors.Is(err, os.ErrProcessDone) {
+	if err := m.process.Kill(); err != nil && !errors.Is(err, os.ErrProcessDone) {
 		return fmt.Errorf("vm %s: kill: %w", m.id, err)
 	}
 	return nil
+}
+
+// Faults implements vmm.VM.
+func (m *VM) Faults(serial string) int {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.faults[nodeName(serial)]
 }
 
 // Pause implements vmm.VM.

@@ -38,6 +38,11 @@ type Agent struct {
 	// FailCreate is answered to Create, Hang stops answering Ping.
 	FailCreate error
 	Hang       bool
+	// Features is what Hello says, Usage what VolumeStats says of disks by serial, and
+	// Grown what GrowVolume was told.
+	Features []string
+	Usage    map[string]*hyperstart.VolumeStatsResponse
+	Grown    map[string]uint64
 	// ExitTime, if set, is what the guest claims for exits.
 	ExitTime time.Time
 	// Mutiny, if set, is called before every method ("Signal"): an error is the answer.
@@ -63,6 +68,7 @@ type proc struct {
 
 func newAgent() *Agent {
 	return &Agent{
+		Features: []string{"block-volumes"}, Usage: map[string]*hyperstart.VolumeStatsResponse{}, Grown: map[string]uint64{},
 		Created: map[string]*hyperstart.CreateRequest{}, Files: map[string]map[string][]byte{},
 		procs: map[[2]string]*proc{}, streams: map[[3]string]net.Conn{}, changed: make(chan struct{}), stopped: make(chan struct{}),
 	}
@@ -156,7 +162,7 @@ func (a *Agent) Emit(e *hyperstart.Event) {
 type sandboxService struct{ *Agent }
 
 func (s sandboxService) Hello(context.Context, *hyperstart.HelloRequest) (*hyperstart.HelloResponse, error) {
-	return &hyperstart.HelloResponse{ProtocolMinor: 1, AgentVersion: "make-believe"}, nil
+	return &hyperstart.HelloResponse{ProtocolMinor: 1, AgentVersion: "make-believe", Features: s.Features}, nil
 }
 
 func (s sandboxService) Configure(_ context.Context, r *hyperstart.ConfigureRequest) (*emptypb.Empty, error) {
@@ -223,6 +229,22 @@ func (s sandboxService) Events(ctx context.Context, r *hyperstart.EventsRequest,
 			return ctx.Err()
 		}
 	}
+}
+
+func (s sandboxService) VolumeStats(_ context.Context, r *hyperstart.VolumeStatsRequest) (*hyperstart.VolumeStatsResponse, error) {
+	s.Lock()
+	defer s.Unlock()
+	if u := s.Usage[r.Serial]; u != nil {
+		return u, nil
+	}
+	return nil, fmt.Errorf("disk %s: %w", r.Serial, errdefs.ErrNotFound)
+}
+
+func (s sandboxService) GrowVolume(_ context.Context, r *hyperstart.GrowVolumeRequest) (*hyperstart.GrowVolumeResponse, error) {
+	s.Lock()
+	defer s.Unlock()
+	s.Grown[r.Serial] = r.SizeBytes
+	return &hyperstart.GrowVolumeResponse{DeviceBytes: r.SizeBytes}, nil
 }
 
 func (s sandboxService) Shutdown(context.Context, *hyperstart.ShutdownRequest) (*emptypb.Empty, error) {

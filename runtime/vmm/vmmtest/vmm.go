@@ -28,6 +28,8 @@ type VMM struct {
 	Mute bool
 	// Guest, if set, is what is at the other end of the channel instead of an Agent.
 	Guest func(net.Conn)
+	// Features, if set, is what Agents say they know.
+	Features []string
 	// Wire, if set, is between the channel and the Agent.
 	Wire func(net.Conn) net.Conn
 
@@ -53,9 +55,12 @@ func (v *VMM) Start(_ context.Context, cfg vmm.Config) (vmm.VM, error) {
 	if v.Wire != nil {
 		guest = v.Wire(guest)
 	}
-	vm := &VM{Config: cfg, Agent: newAgent(), cmd: cmd, channel: host, done: make(chan struct{}), disks: map[string]bool{}}
+	vm := &VM{Config: cfg, Agent: newAgent(), cmd: cmd, channel: host, done: make(chan struct{}), disks: map[string]bool{}, grown: map[string]int64{}, faults: map[string]int{}}
 	for _, d := range cfg.Disks {
 		vm.disks[d.Serial] = true
+	}
+	if v.Features != nil {
+		vm.Agent.Features = v.Features
 	}
 	vm.Agent.powerOff = func() { vm.end(vmm.ReasonShutdown) }
 	go vm.wait()
@@ -86,7 +91,10 @@ type VM struct {
 
 	mu    sync.Mutex
 	disks map[string]bool
-	exit  vmm.Exit
+	grown map[string]int64
+	// faults are how often disks have failed.
+	faults map[string]int
+	exit   vmm.Exit
 }
 
 func (v *VM) wait() {
@@ -151,6 +159,38 @@ func (v *VM) RemoveDisk(_ context.Context, serial string) error {
 	defer v.mu.Unlock()
 	delete(v.disks, serial)
 	return nil
+}
+
+// GrowDisk implements vmm.VM.
+func (v *VM) GrowDisk(_ context.Context, serial string, bytes int64, _ *vmm.NBD) error {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if !v.disks[serial] {
+		return fmt.Errorf("disk %s: %w", serial, errdefs.ErrNotFound)
+	}
+	v.grown[serial] = bytes
+	return nil
+}
+
+// Faults implements vmm.VM.
+func (v *VM) Faults(serial string) int {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.faults[serial]
+}
+
+// Break has a disk fail n times.
+func (v *VM) Break(serial string, n int) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.faults[serial] += n
+}
+
+// Grown returns what GrowDisk was told of a disk, 0 for nothing.
+func (v *VM) Grown(serial string) int64 {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.grown[serial]
 }
 
 // Pause implements vmm.VM.

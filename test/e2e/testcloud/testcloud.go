@@ -8,12 +8,14 @@ package testcloud
 
 import (
 	"context"
+	"crypto/md5"
 	"crypto/rand"
 	"encoding/hex"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -23,11 +25,16 @@ import (
 	"github.com/hypernetes/hypernetes/test/openstack/openstacktest"
 )
 
-// Addresses of the first node among Neutron's hosts; the others follow.
-const (
-	underlay  = "10.250.0.0/24"
-	firstHost = 221
-)
+const underlay = "10.250.0.0/24"
+
+// firstHost is the first node's number there; the others follow. $H8S_E2E_HOST is another
+// one, for who works on tests beside others.
+var firstHost = func() int {
+	if n, err := strconv.Atoi(os.Getenv("H8S_E2E_HOST")); err == nil {
+		return n
+	}
+	return 221
+}()
 
 // Patience is how long what Neutron's agents do may take here.
 const Patience = 8 * time.Minute
@@ -65,7 +72,11 @@ func Up(t testing.TB, nodes int) *Cloud {
 
 func start(t testing.TB, o *openstacktest.Cloud, nodes int) {
 	t.Helper()
-	c := testcluster.Anew(t, "--openstack-cloud-config", o.ConfigFile(), "--openstack-cloud", "service",
+	dir, err := os.MkdirTemp("/var/tmp", "h8s-cloud")
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := testcluster.Anew(t, "--cinder-config", cinderConfig(t, o, dir), "--openstack-cloud-config", o.ConfigFile(), "--openstack-cloud", "service",
 		"--openstack-external-network", openstacktest.ExternalNetwork, "--network-provider", "neutron", "--reserve-cidr", underlay)
 	world.cluster, world.script = c, o.TryScript
 	if out, err := c.Scale(nodes); err != nil {
@@ -80,10 +91,6 @@ func start(t testing.TB, o *openstacktest.Cloud, nodes int) {
 		world.nodes = append(world.nodes, name)
 		o.Script(t, "agent-up", name, fmt.Sprintf("/proc/%d/ns/net", pid), fmt.Sprintf("10.250.0.%d", firstHost+i))
 	}
-	dir, err := os.MkdirTemp("", "h8s-cloud")
-	if err != nil {
-		t.Fatal(err)
-	}
 	world.dir, world.out = dir, newOutside(t, o, dir)
 	deadline := time.Now().Add(Patience)
 	for {
@@ -96,6 +103,31 @@ func start(t testing.TB, o *openstacktest.Cloud, nodes int) {
 		}
 		time.Sleep(time.Second)
 	}
+}
+
+// cinderConfig says what the OpenStack's Cinder does not of its storage.
+func cinderConfig(t testing.TB, o *openstacktest.Cloud, dir string) string {
+	t.Helper()
+	text := "{}\n"
+	if share, err := os.ReadFile(filepath.Join(o.Dir, "etc", "nfs_shares")); err == nil {
+		// Where its driver has it mounted: the MD5 sum of the export.
+		export := strings.TrimSpace(string(share))
+		text = fmt.Sprintf("exports: {%q: %q}\n", export, fmt.Sprintf("%s/cinder/mnt/%x", o.Dir, md5.Sum([]byte(export))))
+	}
+	ceph := filepath.Join(o.Dir, "ceph")
+	keyring := filepath.Join(ceph, "ceph.client.cinder.keyring")
+	if b, err := os.ReadFile(keyring); err == nil {
+		mine := filepath.Join(dir, "keyring") // readable by its owner only
+		if err := os.WriteFile(mine, b, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		text += fmt.Sprintf("ceph: {conf: %q, keyrings: [%q]}\n", filepath.Join(ceph, "ceph.conf"), mine)
+	}
+	path := filepath.Join(dir, "cinder.yaml")
+	if err := os.WriteFile(path, []byte(strings.TrimPrefix(text, "{}\n")), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
 }
 
 // Down ends it: a package's tests are over.

@@ -29,6 +29,8 @@ var nodeTrees = []struct {
 	{"/var/lib/cni", 4},
 	{"/var/lib/kubelet/pods", 1},
 	{"/var/lib/kubelet/pod-resources", 1},
+	{"/var/lib/kubelet/plugins", 5},
+	{"/var/lib/h8s-volumes", 3},
 	{"/var/log/pods", 1},
 	{"/var/log/containers", 1},
 	{"/var/lib/containerd/io.containerd.grpc.v1.cri", 3},

@@ -98,6 +98,24 @@ func obey(words []string) string {
 			return "error: " + err.Error()
 		}
 		return string(bytes.TrimRight(b, "\x00"))
+	case "put":
+		b := make([]byte, 512)
+		copy(b, words[2])
+		f, err := os.OpenFile("/dev/"+disk(arg), os.O_WRONLY|os.O_SYNC, 0)
+		if err == nil {
+			_, err = f.Write(b)
+			f.Close()
+		}
+		if err != nil {
+			return "error: " + err.Error()
+		}
+		return "put"
+	case "rescan":
+		if err := os.WriteFile("/sys/block/"+disk(arg)+"/device/rescan", []byte("1"), 0); err != nil {
+			return "error: " + err.Error()
+		}
+		size, _ := os.ReadFile("/sys/block/" + disk(arg) + "/size")
+		return strings.TrimSpace(string(size))
 	case "mount":
 		dir := "/tmp/" + arg
 		_ = os.MkdirAll(dir, 0o755)

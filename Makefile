@@ -126,7 +126,10 @@ generate: ## Write generated code anew (needs protoc: protobuf-compiler, libprot
 	@scripts/generate.sh
 
 .PHONY: test
-test: build test-deps lint unit e2e ## Linters, unit tests, end-to-end tests
+test: check openstack-test ## Everything: check, and the tests on a real OpenStack, which is installed for them
+
+.PHONY: check
+check: build test-deps lint unit e2e ## Linters, unit tests, end-to-end tests on a cluster without a cloud
 
 .PHONY: test-deps
 test-deps:
@@ -154,13 +157,8 @@ openstack-down: ## Stop it, keeping its data (all of it: test/openstack/openstac
 	@test/openstack/openstack.sh down
 
 .PHONY: openstack-test
-openstack-test: openstack-up ## The tests that need it, on it
-	@H8S_OPENSTACK=$${H8S_OPENSTACK:-/var/tmp/h8s-openstack} $(GO) test -count=1 -p 1 -timeout 30m \
-		$$($(GO) list -test -f '{{if .ForTest}}{{.ForTest}} {{join .Deps " "}}{{end}}' ./... | \
-			awk '/\/test\/openstack\/openstacktest/ && !/^[^ ]*\/test\/e2e\// {print $$1}' | sort -u)
-	@H8S_OPENSTACK=$${H8S_OPENSTACK:-/var/tmp/h8s-openstack} scripts/e2e.sh ./test/e2e/openstack
-	@H8S_OPENSTACK=$${H8S_OPENSTACK:-/var/tmp/h8s-openstack} H8S_E2E_PROVIDER=neutron scripts/e2e.sh \
-		-run '^Test(Twins|Services|Policy|PolicyComesFirst|Hostile|Pods)$$' ./test/e2e/tenants
+openstack-test: ## The tests that need an OpenStack, on it
+	@scripts/openstack-test.sh
 
 .PHONY: bench
 bench: build test-deps ## Benchmarks; figures go to docs/performance.md

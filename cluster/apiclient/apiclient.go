@@ -15,6 +15,7 @@ import (
 	"net"
 	"net/http"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -85,6 +86,12 @@ func (e *StatusError) Unwrap() error {
 		return errdefs.ErrPermissionDenied
 	case http.StatusConflict:
 		return errdefs.ErrConflict
+	case http.StatusInternalServerError:
+		// What kube-apiserver says of a field that a custom resource does not have, or of
+		// one of another type, when it is applied.
+		if strings.HasPrefix(e.Message, "failed to create typed patch object") {
+			return errdefs.ErrInvalidArgument
+		}
 	}
 	return errdefs.ErrUnavailable
 }

@@ -80,6 +80,10 @@ func TestAnswers(t *testing.T) {
 			t.Errorf("%d: %v", c2, err)
 		}
 	}
+	code, body = 500, `{"message":"failed to create typed patch object (a/b; x/v1, Kind=Y): .spec.z: field not declared in schema"}`
+	if err := c.Get(t.Context(), "/", nil); !errdefs.IsInvalidArgument(err) {
+		t.Errorf("a field that is not: %v", err)
+	}
 	code = 404
 	if err := c.Delete(t.Context(), "/"); err != nil {
 		t.Errorf("delete of what is not there: %v", err)

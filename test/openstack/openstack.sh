@@ -8,7 +8,7 @@
 #   openstack.sh install           only install what is missing
 #   openstack.sh status            a line per service and API; fails unless all is well
 #   openstack.sh env [CLOUD]       shell variables of a cloud of clouds.yaml (default: admin)
-#   openstack.sh exec CMD...       run CMD where the services run
+#   openstack.sh exec CMD...       run CMD where the services run, with clouds.yaml
 #
 #   openstack.sh agent-up NAME NETNS UNDERLAY_IP
 #                                  make an existing network namespace (a name or a path, such
@@ -826,7 +826,7 @@ known() { [[ -n ${1:-} && -d $CG/$1 ]] || die "no service called \"${1:-}\" runs
 case $cmd in
 up | down | purge | install | status) $cmd ;;
 env) env_of "${1:-admin}" ;;
-exec) [ $# -gt 0 ] || die "exec what?"; api_side "$@" ;;
+exec) [ $# -gt 0 ] || die "exec what?"; OS_CLIENT_CONFIG_FILE=${OS_CLIENT_CONFIG_FILE:-$DIR/clouds.yaml} api_side "$@" ;;
 agent-up)
 	[ $# = 3 ] || die "agent-up NAME NETNS UNDERLAY_IP"
 	agent_up "$@"

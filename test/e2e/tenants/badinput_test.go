@@ -228,7 +228,7 @@ func TestExhausted(t *testing.T) {
 		}
 		tn.Apply(balancer("lb1"))
 		external(n, "lb1")
-		tn.Apply(join(balancer("lb2"), ours("FloatingIP", "f", tn.Home(), "{}")))
+		tn.Apply(join(balancer("lb2"), ours("FloatingIP", "f", tn.Home(), "{pool: "+tn.Name+"}")))
 		event(n, n.Name, "Service/lb2", "PoolExhausted", "no external address")
 		event(n, tn.Home(), "FloatingIP/f", "PoolExhausted", tn.Name)
 		n.Kubectl("delete", "floatingip", "f", "-n", tn.Home())
@@ -318,7 +318,7 @@ func TestTenantDeleted(t *testing.T) {
 		return err == nil && strings.Contains(out, "example.org/stuck")
 	})
 	n.Kubectl("patch", "configmap", "stuck", "--type=merge", "-p", `{"metadata":{"finalizers":null}}`)
-	c.Kubectl(t, "wait", "tenant/"+tn.Name, "--for=delete", "--timeout=60s")
+	c.Kubectl(t, "wait", "tenant/"+tn.Name, "--for=delete", "--timeout="+testcluster.Patience.String())
 	for _, ns := range []string{tn.Home(), n.Name} {
 		if out, err := c.TryKubectl("get", "namespace", ns); err == nil {
 			t.Errorf("left: %s", out)

@@ -85,7 +85,7 @@ func (tn *Tenant) Namespace(suffix, network string) *Namespace {
 	tn.t.Helper()
 	n := &Namespace{Cluster: tn.Cluster, Name: tn.Name + "-" + suffix, t: tn.t}
 	tn.Apply(fmt.Sprintf("apiVersion: hypernetes.io/v1alpha1\nkind: TenantNamespace\nmetadata: {name: %s, namespace: %s}\nspec: {network: %s}\n", n.Name, tn.Home(), network))
-	tn.Kubectl(tn.t, "-n", tn.Home(), "wait", "tenantnamespace/"+n.Name, "--for=jsonpath={.status.phase}=Bound", "--timeout=60s")
+	tn.Kubectl(tn.t, "-n", tn.Home(), "wait", "tenantnamespace/"+n.Name, "--for=jsonpath={.status.phase}=Bound", "--timeout="+Patience.String())
 	n.awaitDefaultAccount()
 	tn.t.Cleanup(func() {
 		if tn.t.Failed() {

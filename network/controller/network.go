@@ -16,6 +16,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/wait"
+	"k8s.io/client-go/util/workqueue"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/controller"
@@ -38,7 +39,11 @@ type networks struct{ base }
 
 func (r *networks) setup(m manager.Manager) error {
 	return ctrl.NewControllerManagedBy(m).Named("network").
-		WithOptions(controller.Options{MaxConcurrentReconciles: 4}).
+		WithOptions(controller.Options{
+			MaxConcurrentReconciles: 4,
+			// What failed for long is to be in order soon after it can be.
+			RateLimiter: workqueue.NewTypedItemExponentialFailureRateLimiter[reconcile.Request](20*time.Millisecond, 2*r.o.Retry),
+		}).
 		For(&v1alpha1.Network{}).
 		Watches(&v1alpha1.Port{}, handler.EnqueueRequestsFromMapFunc(func(_ context.Context, o client.Object) []reconcile.Request {
 			return one(o.GetNamespace(), o.(*v1alpha1.Port).Spec.Network)
@@ -129,7 +134,10 @@ func (r *networks) Reconcile(ctx context.Context, req reconcile.Request) (reconc
 	if serr := r.patchStatus(ctx, n, old); serr != nil {
 		return reconcile.Result{}, serr
 	}
-	return result, err
+	if err != nil {
+		return reconcile.Result{}, err
+	}
+	return result, nil
 }
 
 func (r *networks) patchStatus(ctx context.Context, n, old *v1alpha1.Network) error {

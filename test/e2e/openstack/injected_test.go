@@ -35,6 +35,7 @@ func TestInjected(t *testing.T) {
 	c := testcloud.Up(t, 2)
 	p := c.Project(t)
 	tn := c.TenantOf(t, p, append([]string{"--cidr", "192.168.9.0/24", "--quota", "networks=16"}, light...)...)
+	becomes(t, tn, "network/default", "Active")
 	before := inventory(t, p)
 	proxy := c.Proxy(t)
 

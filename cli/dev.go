@@ -154,6 +154,9 @@ func scale(cmd *cobra.Command, l layout.Node, n int, o drainOptions) error {
 	have := furtherNodes(l.Name)
 	for i := len(have) - 1; i >= 0; i-- {
 		if have[i].number > n {
+			if err := keepVolumes(cmd.Context(), api, have[i].layout.Name, o); err != nil {
+				return err
+			}
 			if err := dropFurther(cmd, api, have[i], o); err != nil {
 				return err
 			}

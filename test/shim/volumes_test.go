@@ -4,6 +4,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	sandboxapi "github.com/containerd/containerd/api/runtime/sandbox/v1"
@@ -227,6 +228,20 @@ func TestVolumeOfCeph(t *testing.T) {
 	if left := c.Watchers("one"); len(left) > 0 {
 		t.Errorf("who had the image open is still known: %v", left)
 	}
+}
+
+// TestVolumeOutOfReach: a Pod whose volume cannot be opened does not start, says why and
+// leaves nothing.
+func TestVolumeOutOfReach(t *testing.T) {
+	n := newNode(t)
+	st := n.fs.Staged
+	st.Source = record.Source{RBD: &record.RBD{Pool: "volumes", Image: "one", Monitors: []string{"127.0.0.1:1"}}}
+	check(t, n.store.Stage(st, nil))
+	s := n.start()
+	if err := s.create(); err == nil || !strings.Contains(err.Error(), "127.0.0.1:1") {
+		t.Errorf("create: %v", err)
+	}
+	check(t, errors.Join(n.unpublish(), n.store.Unstage(n.fs.Key), n.store.Unstage(n.raw.Key)))
 }
 
 // storageDaemon is the pid of the Pod's.

@@ -106,6 +106,7 @@ func newFurther(first settings.Node, k int) (furtherNode, error) {
 	ip := settings.IsolatedIP[:strings.LastIndexByte(settings.IsolatedIP, '.')+1] + strconv.Itoa(k)
 	return furtherNode{l, settings.Node{
 		Name: l.Name, Role: settings.Agent, Of: first.Name, Server: first.APIServer(), NodeIP: ip,
+		CinderConfig: first.CinderConfig,
 		APIPort: settings.APIPort, Egress: first.Egress,
 	}, k}, nil
 }

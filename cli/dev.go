@@ -107,7 +107,7 @@ func newFurther(first settings.Node, k int) (furtherNode, error) {
 	return furtherNode{l, settings.Node{
 		Name: l.Name, Role: settings.Agent, Of: first.Name, Server: first.APIServer(), NodeIP: ip,
 		CinderConfig: first.CinderConfig,
-		APIPort: settings.APIPort, Egress: first.Egress,
+		APIPort:      settings.APIPort, Egress: first.Egress,
 	}, k}, nil
 }
 

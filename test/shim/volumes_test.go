@@ -177,7 +177,9 @@ func TestShimKilledWithVolumes(t *testing.T) {
 	}
 	r, err := s.task.Connect(s.ctx(), &taskapi.ConnectRequest{ID: s.id})
 	check(t, err)
-	check(t, unix.Kill(int(r.ShimPid), unix.SIGKILL))
+	process, err := shimrecord.Find(int(r.ShimPid))
+	check(t, err)
+	check(t, process.Kill(s.ctx(), patience)) // dead, not dying: delete is harmless to what lives
 	s.run(nil, "delete", "-bundle", s.bundle)
 	check(t, errors.Join(n.unpublish(), n.store.Unstage(n.fs.Key), n.store.Unstage(n.raw.Key)))
 	if _, err := n.store.Shim("uid-1"); !errdefs.IsNotFound(err) {

@@ -106,7 +106,8 @@ func newFurther(first settings.Node, k int) (furtherNode, error) {
 	ip := settings.IsolatedIP[:strings.LastIndexByte(settings.IsolatedIP, '.')+1] + strconv.Itoa(k)
 	return furtherNode{l, settings.Node{
 		Name: l.Name, Role: settings.Agent, Of: first.Name, Server: first.APIServer(), NodeIP: ip,
-		APIPort: settings.APIPort, Egress: first.Egress,
+		CinderConfig: first.CinderConfig,
+		APIPort:      settings.APIPort, Egress: first.Egress,
 	}, k}, nil
 }
 
@@ -154,6 +155,9 @@ func scale(cmd *cobra.Command, l layout.Node, n int, o drainOptions) error {
 	have := furtherNodes(l.Name)
 	for i := len(have) - 1; i >= 0; i-- {
 		if have[i].number > n {
+			if err := keepVolumes(cmd.Context(), api, have[i].layout.Name, o); err != nil {
+				return err
+			}
 			if err := dropFurther(cmd, api, have[i], o); err != nil {
 				return err
 			}

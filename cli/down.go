@@ -137,7 +137,11 @@ func runReset(cmd *cobra.Command, name string, yes, dryRun bool) error {
 		fmt.Fprintf(out, "Nothing of node %s is left, nothing to do.\n", l.Name)
 		return nil
 	}
-	if !yes && !confirm(cmd, fmt.Sprintf("Remove node %s with everything in its cluster? [y/N] ", l.Name)) {
+	lost := ""
+	if n := countVolumes(plan); n > 0 {
+		lost = fmt.Sprintf(" and the data of its volumes (%d; --dry-run lists them)", n)
+	}
+	if !yes && !confirm(cmd, fmt.Sprintf("Remove node %s with everything in its cluster%s? [y/N] ", l.Name, lost)) {
 		return becausef("H8S_USAGE", "not confirmed; --yes does not ask: %w", errdefs.ErrInvalidArgument)
 	}
 	if err := eachFurther(cmd, l.Name, removeNode); err != nil {
@@ -156,6 +160,16 @@ func runReset(cmd *cobra.Command, name string, yes, dryRun bool) error {
 	}
 	fmt.Fprintf(out, "Node %s is gone; nothing of it is left.\n", l.Name)
 	return nil
+}
+
+func countVolumes(plan []reset.Item) int {
+	n := 0
+	for _, item := range plan {
+		if item.Kind == "volume" {
+			n++
+		}
+	}
+	return n
 }
 
 // removeNode stops a node and removes what there is of it.

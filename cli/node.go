@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -138,7 +139,7 @@ type drainOptions struct {
 
 func (o *drainOptions) add(cmd *cobra.Command, timeout time.Duration) {
 	cmd.Flags().DurationVar(&o.timeout, "timeout", timeout, "how long to try what PodDisruptionBudgets forbid and wait for Pods to end")
-	cmd.Flags().BoolVar(&o.force, "force", false, "evict Pods too that nobody makes anew elsewhere")
+	cmd.Flags().BoolVar(&o.force, "force", false, "evict Pods too that nobody makes anew elsewhere; when the node is removed, also lose its volumes")
 }
 
 // drainNode cordons the node and evicts its Pods, with a line for each.
@@ -247,6 +248,9 @@ func runNodeRemove(cmd *cobra.Command, first, node string, o drainOptions) error
 	if i < 0 {
 		return becausef("H8S_NOT_FOUND", "the cluster has no node %s; h8s node list shows those it has: %w", node, errdefs.ErrNotFound)
 	}
+	if err := keepVolumes(cmd.Context(), api, node, o); err != nil {
+		return err
+	}
 	if nodes[i].Ready == "True" {
 		if err := drainNode(cmd, api, node, o); err != nil {
 			return err
@@ -266,6 +270,40 @@ func runNodeRemove(cmd *cobra.Command, first, node string, o drainOptions) error
 	}
 	fmt.Fprintf(cmd.OutOrStdout(), "Node %s is out of the cluster.\n", node)
 	return nil
+}
+
+// keepVolumes refuses to remove a node with volumes in its files, which would be lost,
+// unless it is forced to.
+func keepVolumes(ctx context.Context, api *apiclient.Client, node string, o drainOptions) error {
+	if o.force {
+		return nil
+	}
+	var list struct {
+		Items []struct {
+			Metadata struct{ Name string }
+			Spec     struct{ Node, Claim string }
+		}
+	}
+	err := api.Get(ctx, "/apis/hypernetes.io/v1alpha1/localvolumes?fieldSelector=spec.node%3D"+node, &list)
+	if err != nil && !errdefs.IsNotFound(err) {
+		return err
+	}
+	var claims []string
+	for _, v := range list.Items {
+		if v.Spec.Node == node {
+			claims = append(claims, cmp.Or(v.Spec.Claim, v.Metadata.Name))
+		}
+	}
+	if len(claims) == 0 {
+		return nil
+	}
+	slices.Sort(claims)
+	more := ""
+	if n := len(claims); n > 5 {
+		claims, more = claims[:5], fmt.Sprintf(" and %d more", n-5)
+	}
+	return becausef("H8S_VOLUMES", "node %s has the data of volumes, which would be lost with it: PersistentVolumeClaims %s%s: %w",
+		node, strings.Join(claims, ", "), more, errdefs.ErrFailedPrecondition)
 }
 
 // forgetNode takes a further node of this machine out of its cluster, as far as that is

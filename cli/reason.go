@@ -44,6 +44,7 @@ var reasons = []Reason{
 	{"H8S_NO_TALK", 24, "The lines above say which side forbids it; h8s kubectl get networkpolicies -A lists the policies."},
 	{"H8S_NOT_SIGNED", 25, "The message says what is refused; h8s tenant kubeconfig --help says what may be asked for."},
 	{"H8S_LOGIN", 26, "openstack token issue with the same cloud shows whether OpenStack takes the credentials; h8s tenant list shows whose projects are known here."},
+	{"H8S_VOLUMES", 27, "A local volume's data is on its node only: copy what is needed, delete the claims, and repeat it, or give --force."},
 	{"H8S_INTERRUPTED", 130, "The node goes on in the background: h8s status shows it, h8s down stops it."},
 }
 

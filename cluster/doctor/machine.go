@@ -56,6 +56,7 @@ func Machine(in Input) []Check {
 		{"overlay", fileSystem("overlay")},
 		{"erofs", optionalFileSystem("erofs", "only Pods of RuntimeClass runc need the machine to mount EROFS")},
 		{"tun", device("/dev/net/tun", "H8S_TUN", "virtual machines reach the network through a tap device", "modprobe tun")},
+		{"loop", optionalDevice("/dev/loop-control", "volumes with volumeMode: Block cannot be given to Pods", "modprobe loop")},
 		{"components", components(in)},
 		{"guest", guest(in.Artifacts)},
 		{"ports", ports(in)},
@@ -67,6 +68,7 @@ func Machine(in Input) []Check {
 		checks = append(checks, Check{"kvm", kvm})
 	}
 	if in.Settings.OpenStack != nil {
+		checks = append(checks, Check{"storage", storageDaemon})
 		checks = append(checks, Check{"openstack", cloud(*in.Settings.OpenStack, in.Dial)})
 	}
 	if in.Settings.Egress {
@@ -279,6 +281,14 @@ func optionalTool(name, why string) func(context.Context) Result {
 	}
 }
 
+func storageDaemon(context.Context) Result {
+	path, err := exec.LookPath("qemu-storage-daemon")
+	if err != nil {
+		return warn("H8S_TOOL_MISSING", "no qemu-storage-daemon on PATH: volumes of Cinder's RBD and iSCSI back ends cannot be attached", "apt-get install qemu-system-common")
+	}
+	return pass(path)
+}
+
 func knows(name string) bool {
 	b, err := os.ReadFile("/proc/filesystems")
 	if err != nil {
@@ -319,6 +329,17 @@ func device(path, code, why, remedy string) func(context.Context) Result {
 		}
 		if err != nil {
 			return fail(code, err.Error()+": "+why, remedy)
+		}
+		_ = f.Close()
+		return pass(path)
+	}
+}
+
+func optionalDevice(path, why, remedy string) func(context.Context) Result {
+	return func(context.Context) Result {
+		f, err := os.OpenFile(path, os.O_RDWR, 0)
+		if err != nil {
+			return warn("H8S_KERNEL", err.Error()+": "+why, remedy)
 		}
 		_ = f.Close()
 		return pass(path)

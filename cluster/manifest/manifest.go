@@ -127,7 +127,7 @@ func Render(v Values) ([]Object, error) {
 	if err != nil {
 		return nil, err
 	}
-	names := []string{"rbac", "join", "tenancy", "storage", "runtimeclasses", "metrics"}
+	names := []string{"rbac", "join", "tenancy", "storage-rights", "storage", "runtimeclasses", "metrics"}
 	if v.CoreDNSImage != "" {
 		names = append(names, "coredns")
 	}

@@ -25,7 +25,7 @@ import (
 
 // Item is one thing of a node's on the host.
 type Item struct {
-	Kind string // process, cgroup, mount, loop, directory
+	Kind string // process, cgroup, mount, loop, volume, directory
 	What string
 }
 
@@ -46,12 +46,27 @@ func Plan(l layout.Node) []Item {
 	for _, d := range loops(l) {
 		items = append(items, Item{"loop", d})
 	}
+	for _, v := range Volumes(l) {
+		items = append(items, Item{"volume", v})
+	}
 	for _, dir := range []string{l.Run, l.State} {
 		if holds(dir) {
 			items = append(items, Item{"directory", dir})
 		}
 	}
 	return items
+}
+
+// Volumes lists the volumes whose data is in the node's state.
+func Volumes(l layout.Node) []string {
+	dirs, _ := filepath.Glob(l.StatePath("volumes", "local", "volumes", "*", "disk.raw")) // names of ours only
+	var out []string
+	for _, d := range dirs {
+		if st, err := os.Lstat(d); err == nil {
+			out = append(out, fmt.Sprintf("%s (%d MiB)", filepath.Base(filepath.Dir(d)), st.Size()>>20))
+		}
+	}
+	return out
 }
 
 // holds reports whether there is something to remove: a directory of ours, or anything in

@@ -30,8 +30,10 @@ type Storage interface {
 	Connect(ctx context.Context, serial string) (*vmm.NBD, error)
 	// Size is what a volume is served with.
 	Size(serial string) (int64, error)
-	// Grow serves the volume with the size it has now to whoever connects from now on.
+	// Grow serves the volume with the size it has now to whoever connects from now on;
+	// Settle says that the VMM uses the newest connection.
 	Grow(ctx context.Context, serial string) (int64, error)
+	Settle(ctx context.Context, serial string) error
 	// PID is the server's process, Done closed when it has ended.
 	PID() int
 	Done() <-chan struct{}
@@ -132,9 +134,11 @@ func (s *Sandbox) serve(ctx context.Context, c storage.Config) error {
 	if c.Dir, err = shimrecord.Dir(s.opt.Config.StateDir, s.opt.Namespace, s.opt.ID); err != nil {
 		return err
 	}
-	if s.storage, err = s.opt.Host.Storage(ctx, c); err != nil {
+	daemon, err := s.opt.Host.Storage(ctx, c)
+	if err != nil {
 		return fmt.Errorf("volumes of the pod: %w", err)
 	}
+	s.storage = daemon
 	if s.record.Storage, err = shimrecord.Find(s.storage.PID()); err == nil {
 		err = s.save()
 	}
@@ -388,6 +392,11 @@ func (s *Sandbox) GrowVolume(ctx context.Context, key string, least uint64) (int
 	}
 	if err := s.vm.GrowDisk(ctx, at.Staged.Serial, size, nbd); err != nil {
 		return 0, late(ctx, err)
+	}
+	if served {
+		if err := s.storage.Settle(ctx, at.Staged.Serial); err != nil {
+			return 0, late(ctx, err)
+		}
 	}
 	if err := a.GrowVolume(ctx, at.Staged.Serial, uint64(size)); err != nil {
 		return 0, late(ctx, err)

@@ -52,10 +52,11 @@ type Daemon struct {
 type volume struct {
 	Volume
 	index int
-	// round is the newest open's, size what it has; before is an older open that the VMM
-	// may still use, 0 for none.
-	round, before int
-	size          int64
+	// round is the newest open's, size what it has; before are older opens, one of which
+	// the VMM uses as long as it has not said that it uses the newest.
+	round  int
+	before []int
+	size   int64
 }
 
 // Start starts a daemon that serves the volumes of c. A volume that cannot be opened in
@@ -264,7 +265,10 @@ func (d *Daemon) open(ctx context.Context, v *volume) error {
 	if err != nil {
 		return errors.Join(fmt.Errorf("volume %s: %w", v.Serial, err), d.forget(context.WithoutCancel(ctx), v, round))
 	}
-	v.before, v.round, v.size = v.round, round, size
+	if v.round > 0 {
+		v.before = append(v.before, v.round)
+	}
+	v.round, v.size = round, size
 	return nil
 }
 
@@ -361,8 +365,11 @@ func (d *Daemon) Size(serial string) (int64, error) {
 	return v.size, nil
 }
 
+// maxBefore bounds how many opens of a volume there are beside the newest.
+const maxBefore = 8
+
 // Grow serves a volume with the size it has now, to whoever connects from now on; what is
-// connected stays as it is until the next call.
+// connected stays as it is until Settle.
 func (d *Daemon) Grow(ctx context.Context, serial string) (int64, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -370,16 +377,30 @@ func (d *Daemon) Grow(ctx context.Context, serial string) (int64, error) {
 	if v == nil {
 		return 0, fmt.Errorf("volume %s is not served: %w", serial, errdefs.ErrNotFound)
 	}
-	if v.before > 0 {
-		if err := d.forget(ctx, v, v.before); err != nil {
-			return 0, fmt.Errorf("volume %s: %w", serial, err)
-		}
-		v.before = 0
+	if len(v.before) >= maxBefore {
+		return 0, fmt.Errorf("volume %s: growing has failed %d times; remedy: restart the pod: %w", serial, maxBefore, errdefs.ErrResourceExhausted)
 	}
 	if err := d.open(ctx, v); err != nil {
 		return 0, err
 	}
 	return v.size, nil
+}
+
+// Settle says that nobody uses a volume but through the newest connection.
+func (d *Daemon) Settle(ctx context.Context, serial string) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	v := d.volumes[serial]
+	if v == nil {
+		return fmt.Errorf("volume %s is not served: %w", serial, errdefs.ErrNotFound)
+	}
+	for len(v.before) > 0 {
+		if err := d.forget(ctx, v, v.before[0]); err != nil {
+			return fmt.Errorf("volume %s: %w", serial, err)
+		}
+		v.before = v.before[1:]
+	}
+	return nil
 }
 
 // PID is the daemon's process.

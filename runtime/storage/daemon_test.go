@@ -139,6 +139,20 @@ func TestDaemon(t *testing.T) {
 			t.Fatalf("%d, %v", size, err)
 		}
 	}
+	// Until then the VMM may use any of them.
+	for export, there := range map[string]bool{"v0-1": true, "v0-3": true, "v0-4": true} {
+		if out := d.io(t, export, "read -P 7 0 64k"); strings.Contains(out, "read 65536/65536") != there {
+			t.Errorf("before settling, %s: %s", export, out)
+		}
+	}
+	if err := d.Settle(t.Context(), "vol"); err != nil {
+		t.Fatal(err)
+	}
+	for export, there := range map[string]bool{"v0-1": false, "v0-3": false, "v0-4": true} {
+		if out := d.io(t, export, "read -P 7 0 64k"); strings.Contains(out, "read 65536/65536") != there {
+			t.Errorf("after settling, %s: %s", export, out)
+		}
+	}
 	if size, err := d.Size("vol"); err != nil || size != 2<<20 {
 		t.Errorf("%d, %v", size, err)
 	}

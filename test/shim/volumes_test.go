@@ -4,6 +4,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	sandboxapi "github.com/containerd/containerd/api/runtime/sandbox/v1"
@@ -176,7 +177,9 @@ func TestShimKilledWithVolumes(t *testing.T) {
 	}
 	r, err := s.task.Connect(s.ctx(), &taskapi.ConnectRequest{ID: s.id})
 	check(t, err)
-	check(t, unix.Kill(int(r.ShimPid), unix.SIGKILL))
+	process, err := shimrecord.Find(int(r.ShimPid))
+	check(t, err)
+	check(t, process.Kill(s.ctx(), patience)) // dead, not dying: delete is harmless to what lives
 	s.run(nil, "delete", "-bundle", s.bundle)
 	check(t, errors.Join(n.unpublish(), n.store.Unstage(n.fs.Key), n.store.Unstage(n.raw.Key)))
 	if _, err := n.store.Shim("uid-1"); !errdefs.IsNotFound(err) {
@@ -227,6 +230,20 @@ func TestVolumeOfCeph(t *testing.T) {
 	if left := c.Watchers("one"); len(left) > 0 {
 		t.Errorf("who had the image open is still known: %v", left)
 	}
+}
+
+// TestVolumeOutOfReach: a Pod whose volume cannot be opened does not start, says why and
+// leaves nothing.
+func TestVolumeOutOfReach(t *testing.T) {
+	n := newNode(t)
+	st := n.fs.Staged
+	st.Source = record.Source{RBD: &record.RBD{Pool: "volumes", Image: "one", Monitors: []string{"127.0.0.1:1"}}}
+	check(t, n.store.Stage(st, nil))
+	s := n.start()
+	if err := s.create(); err == nil || !strings.Contains(err.Error(), "127.0.0.1:1") {
+		t.Errorf("create: %v", err)
+	}
+	check(t, errors.Join(n.unpublish(), n.store.Unstage(n.fs.Key), n.store.Unstage(n.raw.Key)))
 }
 
 // storageDaemon is the pid of the Pod's.

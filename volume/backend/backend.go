@@ -21,8 +21,10 @@ type Volume struct {
 	Snapshot, Parent string
 	// Topology are the segments from which it is reachable; nil is everywhere.
 	Topology map[string]string
-	// Node is where it is attached, "" if it is not or nobody knows.
-	Node string
+	// Node is where it is attached, "" if it is not or nobody knows; Others are further
+	// nodes of one that is shared.
+	Node   string
+	Others []string
 	// Degraded is why it may be unhealthy, "" if nothing is known against it.
 	Degraded string
 }

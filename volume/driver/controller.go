@@ -464,12 +464,14 @@ func (c *Controller) ListVolumes(ctx context.Context, r *csi.ListVolumesRequest)
 			VolumeId: v.ID, CapacityBytes: v.SizeBytes, ContentSource: contentSource(v), AccessibleTopology: topology(v.Topology),
 		}, Status: &csi.ListVolumesResponse_VolumeStatus{}}
 		if c.Nodes != nil && v.Node != "" {
-			id, err := c.Nodes.NodeID(ctx, c.Driver, v.Node)
-			if err != nil {
-				return nil, err
+			for _, node := range append([]string{v.Node}, v.Others...) {
+				id, err := c.Nodes.NodeID(ctx, c.Driver, node)
+				if err != nil {
+					return nil, err
+				}
+				// A node that is gone still has the volume; under a name that is no ID.
+				e.Status.PublishedNodeIds = append(e.Status.PublishedNodeIds, cmp.Or(id, node))
 			}
-			// A node that is gone still has the volume; under a name that is no ID.
-			e.Status.PublishedNodeIds = []string{cmp.Or(id, v.Node)}
 		}
 		resp.Entries = append(resp.Entries, e)
 	}

@@ -200,6 +200,35 @@ func TestControllerPassesOn(t *testing.T) {
 	}
 }
 
+// TestPublishedNodes: a list says which nodes have a volume, by their CSI IDs.
+func TestPublishedNodes(t *testing.T) {
+	k := attached()
+	s := &driver.Controller{Driver: testDriver, Volumes: k, MultiNode: true, Nodes: named{}}
+	v, err := k.Create(t.Context(), backend.Create{Name: "a", MinBytes: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, node := range []string{"n1", "n2", "gone"} {
+		if _, err := k.Attach(t.Context(), backend.Attach{Volume: v.ID, Node: node, Shared: true}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	list, err := s.ListVolumes(t.Context(), &csi.ListVolumesRequest{})
+	if got := fmt.Sprint(list.GetEntries()[0].GetStatus().GetPublishedNodeIds()); err != nil || got != "[gone n1/key n2/key]" {
+		t.Errorf("%s, %v", got, err)
+	}
+}
+
+type named struct{}
+
+// NodeID implements driver.Nodes.
+func (named) NodeID(_ context.Context, _, node string) (string, error) {
+	if node == "gone" {
+		return "", nil
+	}
+	return node + "/key", nil
+}
+
 type recorder struct {
 	backendtest.Attached
 	asked backend.Create

@@ -52,6 +52,7 @@ type Places interface {
 	Directory(key, target string) (device uint64, err error)
 	Device(key, target string) (device uint64, err error)
 	Remove(key, target string) error
+	Stands(placeholder.Placeholder) bool
 	List() ([]placeholder.Placeholder, error)
 	Collect(key string) error
 }
@@ -263,15 +264,15 @@ func (n *Node) NodeUnstageVolume(_ context.Context, r *csi.NodeUnstageVolumeRequ
 // that no VM has. All but the Pod's own, if one is named, and those a VM has stay.
 func forget(store record.Store, places Places, key, except string) error {
 	pubs, err := store.Publications(key)
-	if err != nil || len(pubs) == 0 {
-		return err
-	}
-	there, err := places.List()
 	if err != nil {
 		return err
 	}
 	for _, p := range pubs {
-		if p.PodUID == except || standing(there, key, p) {
+		h := placeholder.Placeholder{Kind: placeholder.Directory, Key: key, Target: p.Target, Device: p.Device}
+		if p.Mode == record.Block {
+			h.Kind = placeholder.Device
+		}
+		if p.PodUID == except || places.Stands(h) {
 			continue
 		}
 		if err := store.Unpublish(key, p.PodUID); err != nil && !errdefs.IsUnavailable(err) {
@@ -279,15 +280,6 @@ func forget(store record.Store, places Places, key, except string) error {
 		}
 	}
 	return nil
-}
-
-func standing(there []placeholder.Placeholder, key string, p record.Publication) bool {
-	for _, h := range there {
-		if h.Key == key && h.Target == p.Target && h.Device == p.Device {
-			return true
-		}
-	}
-	return false
 }
 
 // publication finds one; the error is errdefs.ErrNotFound if there is none.

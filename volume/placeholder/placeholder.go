@@ -168,6 +168,22 @@ func unlink(target string) error {
 	return nil
 }
 
+// Stands tells whether a placeholder that was made is still there.
+func (p Places) Stands(h Placeholder) bool {
+	var st unix.Stat_t
+	if unix.Lstat(h.Target, &st) != nil {
+		return false
+	}
+	if h.Kind == Device {
+		if st.Mode&unix.S_IFMT != unix.S_IFBLK || st.Rdev != h.Device || unix.Major(st.Rdev) != loopMajor {
+			return false
+		}
+		info, err := loopStatus(unix.Minor(st.Rdev))
+		return err == nil && isFile(info, p.file(h.Key, h.Target))
+	}
+	return st.Mode&unix.S_IFMT == unix.S_IFDIR && st.Dev == h.Device
+}
+
 // List returns the placeholders there are.
 func (p Places) List() ([]Placeholder, error) {
 	all, err := mounts()

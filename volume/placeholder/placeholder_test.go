@@ -72,6 +72,10 @@ func TestDirectory(t *testing.T) {
 	if _, err := os.Stat(filepath.Join(target, Marker)); err != nil {
 		t.Error(err)
 	}
+	stands := Placeholder{Directory, key, target, first}
+	if !p.Stands(stands) || p.Stands(Placeholder{Directory, key, target, first + 1}) || p.Stands(Placeholder{Directory, key, filepath.Dir(target), first}) {
+		t.Error("what stands is not told from what does not")
+	}
 	// As the kubelet does for a subPath, and a stray write.
 	if err := os.MkdirAll(filepath.Join(target, "a/b"), 0o750); err != nil {
 		t.Error(err)
@@ -85,6 +89,11 @@ func TestDirectory(t *testing.T) {
 	if err := p.Remove(other, target); !errdefs.IsFailedPrecondition(err) {
 		t.Errorf("remove another volume's: %v", err)
 	}
+	defer func() {
+		if p.Stands(stands) {
+			t.Error("it stands after it was removed")
+		}
+	}()
 	// A process within it does not keep it.
 	busy := exec.Command("sleep", "60")
 	busy.Dir = target
@@ -150,6 +159,15 @@ func TestDevice(t *testing.T) {
 	if list, err := p.List(); err != nil || !slices.Contains(list, Placeholder{Device, key, target, first}) {
 		t.Errorf("%+v, %v", list, err)
 	}
+	stands := Placeholder{Device, key, target, first}
+	if !p.Stands(stands) || p.Stands(Placeholder{Device, other, target, first}) || p.Stands(Placeholder{Directory, key, target, first}) {
+		t.Error("what stands is not told from what does not")
+	}
+	defer func() {
+		if p.Stands(stands) {
+			t.Error("it stands after it was removed")
+		}
+	}()
 	// The kubelet's own hold on it.
 	out, err := exec.Command("losetup", "-f", "--show", target).CombinedOutput()
 	if err != nil {

@@ -133,10 +133,11 @@ func (m *VM) GrowDisk(ctx context.Context, serial string, bytes int64, nbd *vmm.
 		return fmt.Errorf("vm %s: disk %s: %w: a new connection is needed for a disk that is served, and only for that", m.id, serial, errdefs.ErrInvalidArgument)
 	}
 	if nbd != nil {
-		if err := m.reconnect(ctx, &p, nbd); err != nil {
+		err := m.reconnect(ctx, &p, nbd)
+		m.disks[serial] = p
+		if err != nil {
 			return fmt.Errorf("vm %s: disk %s: %w", m.id, serial, err)
 		}
-		m.disks[serial] = p
 	}
 	// The topmost node: a throttle does not hear of a change below it. QEMU takes the size
 	// for an order, not for news: it is the caller's to be right.
@@ -171,15 +172,12 @@ func (m *VM) reconnect(ctx context.Context, p *plugged, nbd *vmm.NBD) error {
 	if _, err := m.qmp.Execute(ctx, "blockdev-reopen", map[string]any{"options": []any{rawNode(d, name, backing{})}}); err != nil {
 		return errors.Join(err, m.removeNode(context.WithoutCancel(ctx), name))
 	}
-	p.stays = &d
-	if before := p.node; before != "" {
-		// The first one is the raw node's own and goes by itself.
-		if err := m.removeNode(ctx, before); err != nil {
-			return err
-		}
+	before := p.node
+	p.stays, p.node = &d, name
+	if before == "" {
+		return nil // the first one is the raw node's own and goes by itself
 	}
-	p.node = name
-	return nil
+	return m.removeNode(ctx, before)
 }
 
 func (m *VM) removeDevice(ctx context.Context, device string) error {

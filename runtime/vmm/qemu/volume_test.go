@@ -207,9 +207,31 @@ func TestServedDisk(t *testing.T) {
 		if err := g.GrowDisk(ctx, "vol", size, connect()); err != nil {
 			t.Fatal(err)
 		}
+		if err := d.Settle(ctx, "vol"); err != nil {
+			t.Fatal(err)
+		}
 		g.ask("rescan vol", fmt.Sprint(size/512))
 		g.ask("put vol written"+fmt.Sprint(mib), "put")
 	}
+	// A connection that is none: the disk goes on with the one it has, and grows later.
+	dead := connect()
+	if err := unix.Shutdown(int(dead.Conn.Fd()), unix.SHUT_RDWR); err != nil {
+		t.Fatal(err)
+	}
+	if err := g.GrowDisk(ctx, "vol", 4<<20, dead); err == nil {
+		t.Error("grown over a dead connection")
+	}
+	g.ask("put vol written1", "put")
+	if _, err := d.Grow(ctx, "vol"); err != nil {
+		t.Fatal(err)
+	}
+	if err := g.GrowDisk(ctx, "vol", 3<<20, connect()); err != nil {
+		t.Fatal(err)
+	}
+	if err := d.Settle(ctx, "vol"); err != nil {
+		t.Fatal(err)
+	}
+	g.ask("put vol written1", "put")
 	if err := g.GrowDisk(ctx, "vol", 4<<20, nil); !errdefs.IsInvalidArgument(err) {
 		t.Errorf("grown without a connection: %v", err)
 	}

@@ -138,10 +138,10 @@ func Down() {
 		return
 	}
 	world.out.remove()
-	_ = os.RemoveAll(world.dir)
 	if testcluster.Keep() {
 		return
 	}
+	_ = os.RemoveAll(world.dir)
 	ctx, cancel := context.WithTimeout(context.Background(), Patience)
 	defer cancel()
 	for _, n := range world.nodes {

@@ -2,6 +2,7 @@ package volumes
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -26,9 +27,16 @@ func TestNothingLeft(t *testing.T) {
 		})
 	}
 	// The first ones bring directories that stay.
+	first := c.Inventory(t)
 	start(t, n, objects, "a", "b")
 	remove()
-	before := c.Inventory(t)
+	var before testcluster.Inventory
+	n.Until("the first Pods are gone for good", testcluster.Patience, func() bool {
+		before = c.Inventory(t)
+		return !slices.ContainsFunc(before.Added(first), func(what string) bool {
+			return !strings.HasPrefix(what, "file of the node") && !strings.HasPrefix(what, "temporary")
+		})
+	})
 	start(t, n, objects, "a", "b")
 	n.Shell("a", "echo x > /data/f; sync")
 	if during := c.Inventory(t).Added(before); !strings.Contains(strings.Join(during, "\n"), "/var/lib/h8s-volumes/local/volumes/") {

@@ -20,7 +20,8 @@ import (
 
 // Paths of the API, and what the defences are called.
 const (
-	home  = "/apis/hypernetes.io/v1alpha1/namespaces/tenant-blue"
+	own   = "/apis/hypernetes.io/v1alpha1"
+	home  = own + "/namespaces/tenant-blue"
 	web   = "/api/v1/namespaces/blue-web"
 	slice = "/apis/discovery.k8s.io/v1/namespaces/blue-web/endpointslices"
 	rbac  = "/apis/rbac.authorization.k8s.io/v1/namespaces/blue-web/rolebindings"
@@ -98,6 +99,8 @@ func connect(u func(*world) user, path string) func(context.Context, *world) err
 func ann(w *world) user        { return w.ann }
 func node(w *world) user       { return w.node }
 func kubestack(w *world) user  { return w.kubestack }
+func csiNode(w *world) user    { return w.csiNode }
+func keeper(w *world) user     { return w.keeper }
 func deputy(w *world) user     { return w.deputy }
 func controller(w *world) user { return w.controller }
 func kcm(w *world) user        { return w.endpoints }
@@ -149,6 +152,7 @@ func attacks(t testing.TB) []attack {
 	both := []string{mutating, vap + "pods.hypernetes.io"}
 	pods := []string{vap + "pods.hypernetes.io"}
 	ports := []string{vap + "ports.hypernetes.io"}
+	volumes := []string{vap + "volumes.hypernetes.io"}
 	namespaces := []string{vap + "namespaces.hypernetes.io"}
 	services := []string{vap + "services.hypernetes.io"}
 	return []attack{
@@ -255,6 +259,14 @@ func attacks(t testing.TB) []attack {
 		{7, "Port taken from another node", patch(kubestack, home+"/ports/default.10-0-0-21", `{"spec":{"node":"n1"}}`), "node n1", ports, true},
 		{7, "Port of another node deleted", remove(kubestack, home+"/ports/default.10-0-0-21"), "node n1", ports, true},
 		{7, "status of another node's Port", patch(kubestack, home+"/ports/default.10-0-0-21/status", `{"status":{"phase":"Failed"}}`), "status of ports", []string{vap + "status.hypernetes.io"}, true},
+		{7, "volume of a node deleted", remove(ann, own+"/localvolumes/v1"), "PersistentVolumeClaim", volumes, true},
+		{7, "volume made by hand", post(deputy, own+"/localvolumes", localVolume("v3", "n1")), "PersistentVolumeClaim", volumes, true},
+		{7, "status of another node's volume", patch(csiNode, own+"/localvolumes/v2/status", `{"status":{"phase":"Failed"}}`), "own node", volumes, true},
+		{7, "another node's volume let go", patch(csiNode, own+"/localvolumes/v2", `{"metadata":{"finalizers":[]}}`), "own node", volumes, true},
+		{7, "volume deleted by its node", remove(csiNode, own+"/localvolumes/v1"), "keeper", volumes, true},
+		{7, "volume grown by its node", patch(csiNode, own+"/localvolumes/v1", `{"spec":{"sizeBytes":2097152}}`), "spec", volumes, true},
+		{7, "room of another node", patch(csiNode, own+"/localstores/n2/status", `{"status":{"availableBytes":1}}`), "own node", volumes, true},
+		{7, "status of a volume by its keeper", patch(keeper, own+"/localvolumes/v1/status", `{"status":{"phase":"Ready"}}`), "status", volumes, true},
 		{7, "a Port's port at the provider, by its node", patch(kubestack, home+"/ports/default.10-0-0-20/status", `{"status":{"providerPortID":"60f43890-b711-45b5-87d1-8a6e1181473d"}}`), "providerPortID", []string{vap + "status.hypernetes.io"}, true},
 
 		// 12: identities.

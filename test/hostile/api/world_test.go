@@ -51,10 +51,12 @@ type user struct {
 type world struct {
 	cfg   *rest.Config
 	admin user
-	// ann is blue's manager, node and kubestack are node n1's, deputy is a service account
+	// ann is blue's manager, node, kubestack and csiNode are node n1's, keeper keeps volumes,
+	// deputy is a service account
 	// with rights on namespaces such as an operator gives to tools, controller is ours.
-	ann, node, kubestack, deputy, controller, endpoints user
-	stop                                                func()
+	ann, node, kubestack, csiNode, keeper, deputy, controller, endpoints user
+
+	stop func()
 }
 
 func newUser(t testing.TB, cfg *rest.Config) user {
@@ -82,6 +84,8 @@ func newWorld(t *testing.T) *world {
 		ann:        as("blue:ann", "h8s:tenant:blue:manager"),
 		node:       as("system:node:n1", "system:nodes"),
 		kubestack:  as("h8s:kubestack:n1", "h8s:kubestacks"),
+		csiNode:    as("h8s:csi-node:n1", "h8s:csi-nodes"),
+		keeper:     as("h8s:csi-controller", "h8s:csi-controllers"),
 		deputy:     as("system:serviceaccount:tools:deputy", "system:serviceaccounts", "system:serviceaccounts:tools"),
 		controller: as("h8s:controller", "h8s:controllers"),
 		endpoints:  as("system:serviceaccount:kube-system:endpointslice-controller", "system:serviceaccounts", "system:serviceaccounts:kube-system"),
@@ -90,11 +94,12 @@ func newWorld(t *testing.T) *world {
 	everything := []rbacv1.PolicyRule{
 		{APIGroups: []string{"", "apps", "discovery.k8s.io", "rbac.authorization.k8s.io", "certificates.k8s.io"}, Resources: []string{"*"}, Verbs: []string{"*"}},
 		{APIGroups: []string{"hypernetes.io"}, Resources: []string{"networks", "networks/status", "tenantnamespaces", "tenantnamespaces/status", "ports", "ports/status", "floatingips", "floatingips/status"}, Verbs: []string{"*"}},
+		{APIGroups: []string{"hypernetes.io"}, Resources: []string{"localvolumes", "localvolumes/status", "localsnapshots", "localstores", "localstores/status"}, Verbs: []string{"*"}},
 		{APIGroups: []string{"hypernetes.io"}, Resources: []string{"tenants/status", "addresspools/status"}, Verbs: []string{"*"}},
 	}
 	all := &rbacv1.ClusterRole{ObjectMeta: metav1.ObjectMeta{Name: "far-too-much"}, Rules: everything}
 	subjects := []rbacv1.Subject{}
-	for _, g := range []string{"h8s:tenant:blue:manager", "h8s:kubestacks", "system:nodes", "system:serviceaccounts:tools", "system:serviceaccounts:kube-system"} {
+	for _, g := range []string{"h8s:tenant:blue:manager", "h8s:kubestacks", "h8s:csi-nodes", "h8s:csi-controllers", "system:nodes", "system:serviceaccounts:tools", "system:serviceaccounts:kube-system"} {
 		subjects = append(subjects, rbacv1.Subject{Kind: "Group", APIGroup: rbacv1.GroupName, Name: g})
 	}
 	objects := []client.Object{
@@ -137,6 +142,8 @@ func newWorld(t *testing.T) *world {
 		}),
 		port("10.0.0.22", func(*v1alpha1.Port) {}),
 		&corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "plain"}},
+		localVolume("v1", "n1"), localVolume("v2", "n2"),
+		&v1alpha1.LocalStore{ObjectMeta: metav1.ObjectMeta{Name: "n2"}},
 	)
 	for _, o := range append(rights(t), objects...) {
 		if err := w.admin.Create(ctx, o); err != nil {
@@ -150,17 +157,19 @@ func newWorld(t *testing.T) *world {
 // apply and repair with them.
 func rights(t testing.TB) []client.Object {
 	t.Helper()
-	text, err := os.ReadFile("../../../cluster/manifest/objects/tenancy.yaml")
-	if err != nil {
-		t.Fatal(err)
-	}
 	var objects []client.Object
-	for _, document := range strings.Split(string(text), "\n---\n") {
-		u := &unstructured.Unstructured{}
-		if err := yaml.Unmarshal([]byte(document), &u.Object); err != nil {
+	for _, file := range []string{"tenancy", "storage-rights"} {
+		text, err := os.ReadFile("../../../cluster/manifest/objects/" + file + ".yaml")
+		if err != nil {
 			t.Fatal(err)
 		}
-		objects = append(objects, u)
+		for _, document := range strings.Split(string(text), "\n---\n") {
+			u := &unstructured.Unstructured{}
+			if err := yaml.Unmarshal([]byte(document), &u.Object); err != nil {
+				t.Fatal(err)
+			}
+			objects = append(objects, u)
+		}
 	}
 	return objects
 }
@@ -177,6 +186,12 @@ func port(address string, change func(*v1alpha1.Port)) *v1alpha1.Port {
 		Spec: v1alpha1.PortSpec{Network: "default", Addresses: []string{address}, Retain: true}}
 	change(p)
 	return p
+}
+
+func localVolume(name, node string) *v1alpha1.LocalVolume {
+	return &v1alpha1.LocalVolume{ObjectMeta: metav1.ObjectMeta{Name: name, Finalizers: []string{v1alpha1.FinalizerLocal}},
+		TypeMeta: metav1.TypeMeta{APIVersion: v1alpha1.GroupVersion.String(), Kind: "LocalVolume"},
+		Spec:     v1alpha1.LocalVolumeSpec{Name: name, Node: node, SizeBytes: 1 << 20}}
 }
 
 // start runs the manager with admission in it, as h8s-controller does.

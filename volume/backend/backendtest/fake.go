@@ -1,7 +1,6 @@
 package backendtest
 
 import (
-	"cmp"
 	"context"
 	"fmt"
 	"maps"
@@ -392,7 +391,7 @@ func (a Attached) Attach(ctx context.Context, at backend.Attach) (backend.Connec
 		return backend.Connection{}, fmt.Errorf("volume %s is attached to node %s: %w", v.ID, v.Node, errdefs.ErrFailedPrecondition)
 	}
 	v.attached[at.Node] = at
-	v.Node = cmp.Or(v.Node, at.Node)
+	v.where()
 	c := k.connection(v)
 	c.Attachment, c.ReadOnly, c.Shared = v.ID+"@"+at.Node, at.ReadOnly, at.Shared
 	return c, nil
@@ -414,11 +413,16 @@ func (a Attached) Detach(ctx context.Context, volume, node string) error {
 		clear(v.attached)
 	}
 	delete(v.attached, node)
-	v.Node = ""
-	for _, n := range slices.Sorted(maps.Keys(v.attached)) {
-		v.Node = cmp.Or(v.Node, n)
-	}
+	v.where()
 	return nil
+}
+
+// where tells which nodes have it.
+func (v *fakeVolume) where() {
+	v.Node, v.Others = "", nil
+	if nodes := slices.Sorted(maps.Keys(v.attached)); len(nodes) > 0 {
+		v.Node, v.Others = nodes[0], nodes[1:]
+	}
 }
 
 // Connect implements backend.Files.

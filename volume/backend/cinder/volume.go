@@ -216,8 +216,12 @@ func (b *Backend) made(ctx context.Context, c *openstack.Client, v *volume, r ba
 func (b *Backend) seen(v *volume) backend.Volume {
 	out := backend.Volume{ID: v.ID, Name: v.Metadata[metaName], SizeBytes: v.Size * gib, Snapshot: v.Snapshot, Parent: v.Parent}
 	for _, a := range v.Attachments {
-		if node, ok := b.nodeOf(a.Device); ok && out.Node == "" {
+		switch node, ok := b.nodeOf(a.Device); {
+		case !ok:
+		case out.Node == "":
 			out.Node = node
+		default:
+			out.Others = append(out.Others, node)
 		}
 	}
 	if broken(v.Status) {

@@ -14,9 +14,9 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
 	corev1 "k8s.io/api/core/v1"
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
+	clientretry "k8s.io/client-go/util/retry"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	v1alpha1 "github.com/hypernetes/hypernetes/api/hypernetes/v1alpha1"
@@ -472,27 +472,23 @@ func (d *Daemon) detach(ctx context.Context, r *record) error {
 
 // release gives a Port back: deletes it or, if it was claimed beforehand, frees it.
 func (d *Daemon) release(ctx context.Context, key client.ObjectKey, uid types.UID, sandbox string) error {
-	p := &v1alpha1.Port{}
-	err := d.api.Get(ctx, key, p)
-	switch {
-	case apierrors.IsNotFound(err):
-		return nil
-	case err != nil:
-		return err
-	case p.UID != uid || p.Spec.Pod == nil || p.Spec.Pod.Sandbox != sandbox || p.Spec.Node != d.opts.Node:
-		return nil // somebody else's by now
-	}
-	if p.Spec.Retain {
-		p.Spec.Pod, p.Spec.Node = nil, ""
-		err = d.api.Update(ctx, p)
-	} else {
+	// Others write the Port's status meanwhile.
+	err := clientretry.RetryOnConflict(clientretry.DefaultBackoff, func() error {
+		p := &v1alpha1.Port{}
+		if err := d.api.Get(ctx, key, p); err != nil {
+			return err
+		}
+		if p.UID != uid || p.Spec.Pod == nil || p.Spec.Pod.Sandbox != sandbox || p.Spec.Node != d.opts.Node {
+			return nil // somebody else's by now
+		}
+		if p.Spec.Retain {
+			p.Spec.Pod, p.Spec.Node = nil, ""
+			return d.api.Update(ctx, p)
+		}
 		version := p.ResourceVersion
-		err = d.api.Delete(ctx, p, client.Preconditions{UID: &uid, ResourceVersion: &version})
-	}
-	if apierrors.IsNotFound(err) {
-		return nil
-	}
-	return err
+		return d.api.Delete(ctx, p, client.Preconditions{UID: &uid, ResourceVersion: &version})
+	})
+	return client.IgnoreNotFound(err)
 }
 
 // del takes an attachment out. It succeeds without the API server: reclaim gives the Ports

@@ -133,7 +133,7 @@ generate: ## Write generated code anew (needs protoc: protobuf-compiler, libprot
 	@scripts/generate.sh
 
 .PHONY: test
-test: check openstack-test ## Everything: check, and the tests on a real OpenStack, which is installed for them
+test: check openstack-core ## check, and a tour of a real OpenStack, which is installed for it
 
 .PHONY: check
 check: build test-deps lint unit e2e ## Linters, unit tests, end-to-end tests on a cluster without a cloud
@@ -163,8 +163,12 @@ openstack-up: ## Start the OpenStack that tests run against (settings: run test/
 openstack-down: ## Stop it, keeping its data (all of it: test/openstack/openstack.sh purge)
 	@test/openstack/openstack.sh down
 
+.PHONY: openstack-core
+openstack-core: ## Each kind of contact with an OpenStack once
+	@scripts/openstack-test.sh core
+
 .PHONY: openstack-test
-openstack-test: ## The tests that need an OpenStack, on it
+openstack-test: ## All tests that need an OpenStack, on it (long)
 	@scripts/openstack-test.sh
 
 .PHONY: bench

@@ -244,6 +244,7 @@ func (s side) certificates(t *testing.T, other side) {
 		"masters":          {"manager", "x", "system:masters", 0},
 		"a node":           {"manager", "system:node:" + s.Node, "system:nodes", 0},
 		"kubestack":        {"manager", "h8s:kubestack:" + s.Node, "h8s:kubestacks", 0},
+		"volume plugin":    {"manager", "h8s:csi-node:" + s.Node, "h8s:csi-nodes", 0},
 		"the controller":   {"manager", "h8s:controller", "h8s:controllers", 0},
 		"no such role":     {"manager", s.Name + ":x", "h8s:tenant:" + s.Name + ":owner", 0},
 		"for ten years":    {"manager", s.Name + ":x", "h8s:tenant:" + s.Name + ":reader", 10 * 366 * 24 * 3600},

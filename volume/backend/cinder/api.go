@@ -32,6 +32,8 @@ const (
 	metaName      = "h8s-name"
 	metaNamespace = "h8s-namespace"
 	metaClaim     = "h8s-claim"
+	// metaGiB is how large a copy is to become, if not as large as its original.
+	metaGiB = "h8s-gib"
 	// metaAttaching says, from before an attachment is made, for which node: an attachment
 	// that is not complete and belongs to no server is ours if it is there.
 	metaAttaching = "h8s-attaching"

@@ -42,6 +42,13 @@ func TestCrash(t *testing.T) {
 			_, err := w.Attach(ctx, backend.Attach{Volume: id, Node: "node-1"})
 			return err
 		}},
+		{"copy", func(w *world, ctx context.Context, id string) error {
+			v, err := w.Create(ctx, backend.Create{Name: "crash", MinBytes: 3 * gib, Namespace: "blue", Parent: id})
+			if err == nil && v.SizeBytes != 3*gib {
+				err = fmt.Errorf("the copy has %d bytes", v.SizeBytes)
+			}
+			return err
+		}},
 		{"snapshot", func(w *world, ctx context.Context, id string) error {
 			_, err := w.CreateSnapshot(ctx, "crash", id, nil)
 			return err
@@ -87,7 +94,7 @@ func TestCrash(t *testing.T) {
 					w.fake.Edit(func(volumes map[string]*cindertest.Volume, snapshots map[string]*cindertest.Snapshot, attachments map[string]*cindertest.Attachment) {
 						v, a, x := 1, 0, 0
 						switch s.name {
-						case "create":
+						case "create", "copy":
 							v = 2
 						case "attach":
 							a = 1

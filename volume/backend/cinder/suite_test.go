@@ -287,12 +287,20 @@ func TestStatic(t *testing.T) {
 			if all, err = w.List(t.Context(), "", 0); err != nil || len(all) != 0 {
 				t.Errorf("the list has what is not ours: %+v %v", all, err)
 			}
-			// Made from something: never formatted.
-			copied := w.create(backend.Create{Name: "s-copy", Namespace: "blue", Parent: v.ID})
+			// Made from something, and larger: never formatted.
+			ask := backend.Create{Name: "s-copy", Namespace: "blue", Parent: v.ID, MinBytes: 2 * gib}
+			copied := w.create(ask)
+			if again := w.create(ask); copied.SizeBytes != 2*gib || again.ID != copied.ID {
+				t.Errorf("copies %+v and %+v", copied, again)
+			}
+			ask.MinBytes = 3 * gib
+			if _, err := w.Create(t.Context(), ask); !errdefs.IsAlreadyExists(err) {
+				t.Errorf("a larger one of the same name: %v", err)
+			}
 			got, err = w.Attach(t.Context(), backend.Attach{Volume: copied.ID, Node: "node-1"})
 			w.must(err)
-			if got.Format != record.FormatNever {
-				t.Error("a copy may be formatted")
+			if got.Format != record.FormatNever || got.SizeBytes != 2*gib {
+				t.Errorf("a copy may be formatted, or is not as large as it is: %+v", got)
 			}
 		})
 	}

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/containerd/errdefs"
@@ -93,11 +94,17 @@ func (b *Backend) Create(ctx context.Context, r backend.Create) (backend.Volume,
 			return none, err
 		}
 	}
-	if v.Size < size && v.Status != creating || r.MaxBytes > 0 && v.Size*gib > r.MaxBytes || v.Snapshot != r.Snapshot || v.Parent != r.Parent {
+	// A copy that has not grown yet is one that was asked for so large.
+	grows := v.Metadata[metaGiB] == strconv.FormatInt(size, 10)
+	if v.Size < size && v.Status != creating && !grows || r.MaxBytes > 0 && v.Size*gib > r.MaxBytes || v.Snapshot != r.Snapshot || v.Parent != r.Parent {
 		return none, fmt.Errorf("volume %s is called %q already, has %d GiB and was made from snapshot %q, volume %q: ask by another name: %w",
 			v.ID, r.Name, v.Size, v.Snapshot, v.Parent, errdefs.ErrAlreadyExists)
 	}
-	return b.made(ctx, c, v, r)
+	out, err := b.made(ctx, c, v, r)
+	if err == nil && out.SizeBytes < size*gib && grows {
+		out.SizeBytes, err = b.Expand(ctx, out.ID, size*gib)
+	}
+	return out, err
 }
 
 // named is the volume of ours that has that name in a project, the eldest if several were
@@ -120,11 +127,16 @@ func (b *Backend) named(ctx context.Context, c *openstack.Client, project, name 
 }
 
 func (b *Backend) make(ctx context.Context, c *openstack.Client, project string, size int64, r backend.Create) (*volume, error) {
+	meta := map[string]string{metaCluster: b.o.Cluster, metaName: r.Name, metaNamespace: bound(r.Namespace), metaClaim: bound(r.Claim)}
 	body := map[string]any{
-		"name": r.Name, "size": size, "description": "made by Hypernetes for " + bound(r.Namespace+"/"+r.Claim),
-		"metadata": map[string]string{
-			metaCluster: b.o.Cluster, metaName: r.Name, metaNamespace: bound(r.Namespace), metaClaim: bound(r.Claim),
-		},
+		"name": r.Name, "size": size, "description": "made by Hypernetes for " + bound(r.Namespace+"/"+r.Claim), "metadata": meta,
+	}
+	// Some drivers, NFS for one, copy to what says to be larger than it is, and refuse to
+	// attach that ever after. So a copy is made as large as its original, and grows.
+	as := func(original int64) {
+		if original < size {
+			body["size"], meta[metaGiB] = original, strconv.FormatInt(size, 10)
+		}
 	}
 	if t := cmp.Or(r.Mutable[paramType], r.Parameters[paramType]); t != "" {
 		body["volume_type"] = t
@@ -149,6 +161,7 @@ func (b *Backend) make(ctx context.Context, c *openstack.Client, project string,
 			return nil, fmt.Errorf("size of %d GiB: snapshot %s is of a volume of %d GiB: ask for as much: %w", size, s.ID, s.Size, errdefs.ErrOutOfRange)
 		}
 		body["snapshot_id"] = s.ID
+		as(s.Size)
 	case r.Parent != "":
 		p, _, err := b.find(ctx, r.Parent)
 		if err == nil && p.Project != project {
@@ -161,6 +174,7 @@ func (b *Backend) make(ctx context.Context, c *openstack.Client, project string,
 			return nil, fmt.Errorf("size of %d GiB: volume %s has %d GiB: ask for as much: %w", size, p.ID, p.Size, errdefs.ErrOutOfRange)
 		}
 		body["source_volid"] = p.ID
+		as(p.Size)
 	}
 	v, err := openstack.Put[volume](ctx, c, volumes, "", body)
 	if err != nil {

@@ -31,8 +31,10 @@ import (
 )
 
 const (
-	// copies is how many files are made at a time.
-	copies = 2
+	// copies is how many files are copied at a time, workers how many things are done: an
+	// empty volume does not wait for large copies, unless there are many.
+	copies  = 2
+	workers = 8
 	// refreshEvery is how often a node says how much room it has, at the least.
 	refreshEvery = 30 * time.Second
 	// busyAgain is when a volume in use is looked at again.
@@ -83,6 +85,8 @@ type Node struct {
 	mu      sync.Mutex
 	copying map[string]int
 	changed chan struct{}
+	// slots are taken by copies.
+	slots chan struct{}
 }
 
 var _ backend.Files = (*Node)(nil)
@@ -107,7 +111,7 @@ func NewNode(o NodeOptions) (*Node, error) {
 	}
 	return &Node{
 		name: o.Name, driver: o.Driver, store: store, leases: recordLeases{o.Records}, rest: o.REST, client: o.Client,
-		scheme: o.Client.Scheme(), copying: map[string]int{}, changed: make(chan struct{}, 1),
+		scheme: o.Client.Scheme(), copying: map[string]int{}, changed: make(chan struct{}, 1), slots: make(chan struct{}, copies),
 	}, nil
 }
 
@@ -145,7 +149,7 @@ func (n *Node) Run(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("local volumes: %w", err)
 	}
-	options := controller.Options{MaxConcurrentReconciles: copies}
+	options := controller.Options{MaxConcurrentReconciles: workers}
 	volumes := reconcile.AsReconciler(n.client, reconcile.ObjectReconciler[*v1alpha1.LocalVolume](reconcilerFunc[*v1alpha1.LocalVolume](n.volume)))
 	snapshots := reconcile.AsReconciler(n.client, reconcile.ObjectReconciler[*v1alpha1.LocalSnapshot](reconcilerFunc[*v1alpha1.LocalSnapshot](n.snapshot)))
 	err = errors.Join(
@@ -241,6 +245,8 @@ func (n *Node) makeVolume(v *v1alpha1.LocalVolume, id string) error {
 		if err != nil {
 			return err
 		}
+		n.slots <- struct{}{}
+		defer func() { <-n.slots }()
 		return n.store.CopyVolume(id, from, v.Spec.SizeBytes)
 	}
 	return n.copyOf(s.Volume, func(from Disk) error { return n.store.CopyVolume(id, from, v.Spec.SizeBytes) })
@@ -249,6 +255,8 @@ func (n *Node) makeVolume(v *v1alpha1.LocalVolume, id string) error {
 // copyOf calls copy with a volume that changes for nobody meanwhile, or whose file system
 // does not mind.
 func (n *Node) copyOf(id string, copy func(Disk) error) error {
+	n.slots <- struct{}{}
+	defer func() { <-n.slots }()
 	n.mu.Lock()
 	n.copying[id]++
 	n.mu.Unlock()

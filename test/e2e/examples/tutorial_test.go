@@ -14,8 +14,8 @@ import (
 func TestTutorials(t *testing.T) {
 	t.Parallel()
 	c := testcluster.Own(t, cmp.Or(os.Getenv("H8S_E2E_NODE"), "e2e")+"-t", cmp.Or(os.Getenv("H8S_E2E_TUTORIAL_PORT"), "16448"))
-	dir := t.TempDir()
-	for _, page := range []string{"tenancy.md", "networking.md"} {
-		t.Run(page, func(t *testing.T) { c.Tutorial(t, filepath.Join("..", "..", "..", "docs", page), dir) })
+	root := filepath.Join("..", "..", "..") // manifests of examples are named as in the checkout
+	for _, page := range []string{"tenancy.md", "networking.md", "storage.md"} {
+		t.Run(page, func(t *testing.T) { c.Tutorial(t, filepath.Join(root, "docs", page), root) })
 	}
 }

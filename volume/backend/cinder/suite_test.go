@@ -121,7 +121,7 @@ func live(t *testing.T, change ...func(*Options)) *world {
 		}
 	}
 	w.begin(change)
-	if _, err := w.client(t.Context(), ""); errdefs.IsNotFound(err) {
+	if _, err := w.client(t.Context(), projects["blue"]); errdefs.IsNotFound(err) {
 		t.Skipf("this OpenStack has no Cinder (H8S_OS_VOLUME=none): %v", err)
 	}
 	return w
@@ -335,6 +335,28 @@ func TestExpandAttached(t *testing.T) {
 			w.must(err)
 			if size != 2*gib || again.SizeBytes != 2*gib {
 				t.Errorf("grown to %d, the connection says %d", size, again.SizeBytes)
+			}
+		})
+	}
+}
+
+// TestLeast: an account that has a role in a tenant's project and no other.
+func TestLeast(t *testing.T) {
+	for name, make := range map[string]func(*testing.T, ...func(*Options)) *world{"fake": fake, "real": live} {
+		t.Run(name, func(t *testing.T) {
+			w := make(t, least, func(o *Options) { delete(o.Projects.(tenants), "red") })
+			v := w.create(backend.Create{Name: "least", Namespace: "blue"})
+			c, err := w.Attach(t.Context(), backend.Attach{Volume: v.ID, Node: "node-1"})
+			w.must(err)
+			if c.OperatorOwned || c.Owner != w.o.Projects.(tenants)["blue"] {
+				t.Errorf("connection %+v", c)
+			}
+			if got, err := w.Get(t.Context(), v.ID); err != nil || got.Node != "node-1" {
+				t.Errorf("%+v %v", got, err)
+			}
+			w.must(w.Detach(t.Context(), v.ID, "node-1"))
+			if size, err := w.Expand(t.Context(), v.ID, 2*gib); err != nil || size != 2*gib {
+				t.Errorf("grown to %d: %v", size, err)
 			}
 		})
 	}

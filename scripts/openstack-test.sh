@@ -17,7 +17,7 @@ case ${1:-} in
 core)
 	go test -count=1 -p 1 -timeout 15m ./test/openstack/openstacktest ./identity/keystone/... ./test/hostile/identity
 	scripts/e2e.sh -run '^Test(Seeds|FloatingIP|Logins|Tutorial)$' ./test/e2e/openstack
-	H8S_E2E_PROVIDER=neutron scripts/e2e.sh -run '^Test(Twins|Services)$' ./test/e2e/tenants
+	H8S_E2E_PROVIDER=neutron scripts/e2e.sh -run '^Test(Twins|Policy)$' ./test/e2e/tenants
 	;;
 "")
 	# Every package whose tests import openstacktest, and which needs no cluster.

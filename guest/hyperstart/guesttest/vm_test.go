@@ -125,7 +125,7 @@ func boot(t *testing.T, disks ...disk) *vm {
 		"-M", "q35,sata=off,smbus=off,usb=off,hpet=off,vmport=off", "-accel", "tcg,thread=multi", "-cpu", "max", "-m", "256",
 		"-nodefaults", "-no-user-config", "-nographic", "-no-reboot", "-serial", "stdio",
 		"-kernel", kernel, "-initrd", initrd,
-		"-append", "console=ttyS0 quiet panic=-1 reboot=t " + extra,
+		"-append", "console=ttyS0 quiet panic=-1 reboot=t no_timer_check " + extra,
 		"-device", "virtio-serial-pci,max_ports=2", "-chardev", "socket,id=ch0,path=" + port + ",server=on,wait=off",
 		"-device", "virtserialport,chardev=ch0,name=" + channel.PortName,
 		"-device", "virtio-scsi-pci,id=scsi0", "-device", "virtio-rng-pci",

@@ -144,7 +144,9 @@ func (s *snapshot) spec() (edge.Spec, error) {
 		out.Subnets = append(out.Subnets, sub.Prefix)
 		out.Gateways = append(out.Gateways, sub.Gateway)
 	}
+	homes := map[string]bool{} // nodes that have a port in the Network
 	for _, p := range s.ports() {
+		homes[p.node] = true
 		if p.node == s.Self && p.link == "" {
 			continue // claimed, not plugged
 		}
@@ -159,6 +161,10 @@ func (s *snapshot) spec() (edge.Spec, error) {
 		out.Ports = append(out.Ports, q)
 	}
 	ready := s.ready()
+	if wiredElsewhere(n) {
+		// From the edge of a node that has no port there nothing leads to the Pods.
+		ready = slices.DeleteFunc(ready, func(name string) bool { return !homes[name] })
+	}
 	byService := s.slicesByService()
 	for _, svc := range s.Services {
 		key := svc.Namespace + "/" + svc.Name

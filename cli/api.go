@@ -140,13 +140,14 @@ type tenantObject struct {
 type networkObject struct {
 	Metadata meta
 	Spec     struct {
-		TenantID, Provider, ProviderNetworkID, HostAccess, Egress string
-		DNSServers                                                []string
-		Subnets                                                   map[string]subnet
+		TenantID, Provider, ProviderNetworkID, Egress string
+		DNSServers                                    []string
+		Subnets                                       map[string]subnet
 	}
 	Status struct {
 		objectStatus
 		Tenant, Provider, ProviderNetworkID string
+		HostAccess                          string
 		VNI, MTU, Ports, FreeAddresses      int
 		Subnets                             []subnet
 	}

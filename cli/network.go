@@ -162,7 +162,7 @@ func (s *session) describeNetwork(ctx context.Context, out io.Writer, n networkO
 	row("VNI", fmt.Sprint(n.Status.VNI))
 	row("MTU", fmt.Sprint(n.Status.MTU))
 	row("Egress", n.Spec.Egress)
-	row("Host access", n.Spec.HostAccess)
+	row("Host access", orDash(n.Status.HostAccess))
 	row("DNS servers", strings.Join(n.Spec.DNSServers, ", "))
 	row("Free addresses", fmt.Sprint(n.Status.FreeAddresses))
 	tw := tabwriter.NewWriter(w, 2, 8, 2, ' ', 0)

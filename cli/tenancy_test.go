@@ -226,8 +226,8 @@ const blue = `
 /apis/hypernetes.io/v1alpha1/tenants/red: {metadata: {name: red}, status: {phase: Pending}}
 /apis/hypernetes.io/v1alpha1/namespaces/tenant-blue/networks/net1:
   metadata: {name: net1, namespace: tenant-blue}
-  spec: {egress: SNAT, hostAccess: Isolated, subnets: {subnet1: {cidr: 192.168.0.0/24}}}
-  status: {phase: Active, tenant: blue, provider: builtin, vni: 5000, mtu: 1450, ports: 2, freeAddresses: 250, subnets: [{name: subnet1, index: 0, cidr: 192.168.0.0/24, gateway: 192.168.0.1}], conditions: [{type: AddressesAvailable, status: "True", reason: Free, message: 250 left}]}
+  spec: {egress: SNAT, hostAccess: Routed, subnets: {subnet1: {cidr: 192.168.0.0/24}}}
+  status: {phase: Active, tenant: blue, provider: builtin, vni: 5000, mtu: 1450, hostAccess: Isolated, ports: 2, freeAddresses: 250, subnets: [{name: subnet1, index: 0, cidr: 192.168.0.0/24, gateway: 192.168.0.1}], conditions: [{type: AddressesAvailable, status: "True", reason: Free, message: 250 left}]}
 /apis/hypernetes.io/v1alpha1/namespaces/tenant-blue/tenantnamespaces/web: {metadata: {name: web, namespace: tenant-blue}, spec: {network: net1}, status: {phase: Bound}}
 /apis/hypernetes.io/v1alpha1/namespaces/tenant-blue/tenantnamespaces/db: {metadata: {name: db, namespace: tenant-blue}, spec: {network: net1}, status: {phase: Bound}}
 /apis/hypernetes.io/v1alpha1/namespaces/tenant-red/networks/default: {metadata: {name: default, namespace: tenant-red}, spec: {subnets: {b: {cidr: fd00::/64}, a: {cidr: 10.0.0.0/16}}}, status: {phase: Initializing}}

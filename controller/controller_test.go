@@ -704,10 +704,33 @@ func TestNetwork(t *testing.T) {
 		own.Spec.HostAccess = v1alpha1.HostRouted
 		c.create(own)
 		c.networkSays(own, v1alpha1.NetworkActive, "Active", "")
+		// Who has routes keeps them, even from a Network that was there before.
+		c.update(others, func() { others.Spec.Subnets["more"] = v1alpha1.Subnet{CIDR: "172.20.0.0/22"} })
 		later := networkOf("red", "same", "172.20.0.0/24")
 		c.create(later)
 		c.networkSays(later, v1alpha1.NetworkActive, "Active", "")
+		c.eventually("others have the range too", func() error {
+			if err := c.get(others); err != nil || len(others.Status.Subnets) != 2 {
+				return fmt.Errorf("%v %+v", err, others.Status.Subnets)
+			}
+			return nil
+		})
+		c.update(own, func() { own.Spec.MTU = 1300 })
 		c.networkSays(own, v1alpha1.NetworkActive, "Active", "")
+		// A range more is asked for anew, and refused leaves the routes there are; a Network
+		// that was isolated gets none.
+		c.update(own, func() { own.Spec.Subnets["more"] = v1alpha1.Subnet{CIDR: "172.20.1.0/24"} })
+		c.networkSays(own, v1alpha1.NetworkFailed, "NotUnique", "172.20.1.0/24 is in use")
+		c.update(later, func() { later.Spec.HostAccess = v1alpha1.HostRouted })
+		c.networkSays(later, v1alpha1.NetworkFailed, "NotUnique", "172.20.0.0/24")
+		if own.Status.HostAccess != v1alpha1.HostRouted || len(own.Status.Subnets) != 1 || later.Status.HostAccess != v1alpha1.HostIsolated {
+			t.Errorf("%+v, later %+v", own.Status, later.Status)
+		}
+		c.update(own, func() { own.Spec.HostAccess = v1alpha1.HostIsolated })
+		c.networkSays(own, v1alpha1.NetworkActive, "Active", "")
+		if own.Status.HostAccess != v1alpha1.HostIsolated {
+			t.Errorf("%+v", own.Status)
+		}
 	})
 
 	t.Run("life", func(t *testing.T) {

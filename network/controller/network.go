@@ -175,10 +175,10 @@ func (r *networks) ensure(ctx context.Context, n *v1alpha1.Network) (*fault, err
 		return f, nil
 	}
 	subnets := subnet.Normalise(n.Spec, n.Status.Subnets)
-	if n.Spec.HostAccess == v1alpha1.HostRouted {
-		if f, err := r.routed(ctx, n, subnets); f != nil || err != nil {
-			return f, err
-		}
+	if n.Spec.HostAccess != v1alpha1.HostRouted {
+		n.Status.HostAccess = v1alpha1.HostIsolated
+	} else if f, err := r.routed(ctx, n, subnets); f != nil || err != nil {
+		return f, err
 	}
 	st, err := p.Ensure(ctx, n, subnets)
 	switch {
@@ -205,6 +205,7 @@ func (r *networks) ensure(ctx context.Context, n *v1alpha1.Network) (*fault, err
 	n.Status.Provider, n.Status.ProviderNetworkID = p.Name(), st.NetworkID
 	n.Status.ProviderRouterID, n.Status.ProviderGroupID = st.RouterID, st.GroupID
 	n.Status.VNI, n.Status.MTU, n.Status.Subnets = st.VNI, st.MTU, st.Subnets
+	n.Status.HostAccess = n.Spec.HostAccess
 	return nil, nil
 }
 
@@ -236,8 +237,15 @@ func (r *networks) provider(n *v1alpha1.Network) (Provider, *fault) {
 }
 
 // routed says whether nodes may have routes to n: if no Network that was there before has
-// any of its addresses. That the operator agrees, admission sees to.
+// any of its addresses. What nodes have routes to already stays n's whatever others get
+// later, or a tenant could end an operator's routes by asking for their range. That the
+// operator agrees, admission sees to.
 func (r *networks) routed(ctx context.Context, n *v1alpha1.Network, subnets []v1alpha1.SubnetStatus) (*fault, error) {
+	if n.Status.HostAccess == v1alpha1.HostRouted {
+		subnets = slices.DeleteFunc(slices.Clone(subnets), func(s v1alpha1.SubnetStatus) bool {
+			return slices.ContainsFunc(n.Status.Subnets, func(has v1alpha1.SubnetStatus) bool { return has.CIDR == s.CIDR })
+		})
+	}
 	list := &v1alpha1.NetworkList{}
 	if err := r.client.List(ctx, list); err != nil {
 		return nil, err

@@ -52,6 +52,15 @@ func TestRoutedAmongOthers(t *testing.T) {
 			if err != nil || (f != nil) != x.want {
 				t.Errorf("%v, %+v", err, f)
 			}
+			// What n has routes to already it keeps; a range more is asked for anew.
+			n.Status.HostAccess, n.Status.Subnets = v1alpha1.HostRouted, subnet.Normalise(n.Spec, nil)
+			if f, err := r.routed(t.Context(), n, n.Status.Subnets); err != nil || f != nil {
+				t.Errorf("%v, %+v", err, f)
+			}
+			n.Spec.Subnets["b"] = v1alpha1.Subnet{CIDR: "10.0.5.0/24"}
+			if f, err := r.routed(t.Context(), n, subnet.Normalise(n.Spec, n.Status.Subnets)); err != nil || (f != nil) != x.want {
+				t.Errorf("a range more: %v, %+v", err, f)
+			}
 		})
 	}
 }

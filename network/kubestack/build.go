@@ -135,7 +135,7 @@ func (s *snapshot) spec() (edge.Spec, error) {
 	}
 	out := edge.Spec{
 		ID: edgeID(n.UID), Name: n.Namespace + "/" + n.Name, VNI: uint32(n.Status.VNI), MTU: int(n.Status.MTU), Local: s.DNS,
-		Egress: n.Spec.Egress != v1alpha1.EgressNone, Routed: n.Spec.HostAccess == v1alpha1.HostRouted,
+		Egress: n.Spec.Egress != v1alpha1.EgressNone, Routed: n.Status.HostAccess == v1alpha1.HostRouted,
 	}
 	if wiredElsewhere(n) {
 		out.Uplinks, out.VNI, out.Routed = true, 0, false

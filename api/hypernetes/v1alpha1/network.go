@@ -105,6 +105,10 @@ type NetworkStatus struct {
 	// Subnets as accepted, gateways filled in, in the order addresses are taken from. Index
 	// is stable for the Network's life.
 	Subnets []SubnetStatus `json:"subnets,omitempty"`
+	// HostAccess is what nodes do: with Routed they have routes to subnets. It stays Routed
+	// whatever others ask for later.
+	// +kubebuilder:validation:Enum=Isolated;Routed
+	HostAccess string `json:"hostAccess,omitempty"`
 	// Ports is how many there are, FreeAddresses how many more there can be in the smallest
 	// family (at most 2^31-1).
 	Ports         int32 `json:"ports,omitempty"`

@@ -148,7 +148,7 @@ lint: ## gofmt, go vet, staticcheck
 
 .PHONY: unit
 unit: ## Unit and integration tests of every package
-	@$(GO) test -timeout 20m $$($(GO) list ./... | grep -v /test/e2e)
+	@scripts/gotest.sh standard-quiet -timeout 20m $$($(GO) list ./... | grep -v /test/e2e)
 	@cd dist/containerd && $(GO) test ./mkfs.erofs ./pulls
 
 .PHONY: e2e

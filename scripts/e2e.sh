@@ -12,7 +12,7 @@ reset() { "$h8s" reset --name "$node" --yes >/dev/null; }
 trap 'reset || true' EXIT
 reset
 [ $# -gt 0 ] || set -- ./test/e2e/...
-go test -count=1 -timeout 40m -p 1 -v "$@"
+scripts/gotest.sh standard-verbose -count=1 -timeout 40m -p 1 "$@"
 reset
 left=$(
 	ls -d "/var/lib/h8s/$node" "/run/h8s/$node" 2>/dev/null || true

@@ -15,14 +15,14 @@ if ! $openstack status >/dev/null 2>&1; then
 fi
 case ${1:-} in
 core)
-	go test -count=1 -p 1 -timeout 15m ./test/openstack/openstacktest ./identity/keystone/... ./test/hostile/identity
+	scripts/gotest.sh standard-quiet -count=1 -p 1 -timeout 15m ./test/openstack/openstacktest ./identity/keystone/... ./test/hostile/identity
 	scripts/e2e.sh -run '^Test(Seeds|FloatingIP|Logins|Tutorial)$' ./test/e2e/openstack
 	H8S_E2E_PROVIDER=neutron scripts/e2e.sh -run '^Test(Twins|Policy)$' ./test/e2e/tenants
 	;;
 "")
 	# Every package whose tests import openstacktest, and which needs no cluster.
 	# shellcheck disable=SC2046
-	go test -count=1 -p 1 -timeout 30m $(
+	scripts/gotest.sh standard-quiet -count=1 -p 1 -timeout 30m $(
 		go list -test -f '{{if .ForTest}}{{.ForTest}} {{join .Deps " "}}{{end}}' ./... |
 			awk '/\/test\/openstack\/openstacktest/ && !/^[^ ]*\/test\/e2e\// {print $1}' | sort -u
 	)

@@ -441,6 +441,12 @@ write_config() {
 		[client.cinder]
 		keyring = $CEPH/ceph.client.cinder.keyring
 	E
+	# For a cluster, what Cinder does not say of its storage: h8s up --cinder-config.
+	case $VOLUME in
+	file) echo "exports: {\"$(cat "$CONF/nfs_shares")\": \"$(share_mount)\"}" ;;
+	rbd) echo "ceph: {conf: $CEPH/ceph.conf, keyrings: [$CEPH/ceph.client.cinder.keyring]}" ;;
+	none) echo "{}" ;;
+	esac >"$DIR/cinder.yaml"
 }
 write_agent_config() { # write_agent_config HOST ADDRESS [LINE of linux_bridge]
 	mkdir -p "$DIR/neutron/$1"
@@ -509,7 +515,7 @@ init_ceph_mon() { # all keys go into the monitor's first keyring: no later "ceph
 	$a "$m" -n mgr.x --gen-key --cap mon 'allow profile mgr' --cap osd 'allow *' --cap mds 'allow *'
 	$a "$m" -n client.cinder --gen-key --cap mon 'profile rbd' --cap osd 'profile rbd' --cap mgr 'profile rbd'
 	$a -C "$CEPH/keyring" --import-keyring "$m"
-	$a -C "$CEPH/ceph.client.cinder.keyring" -n client.cinder -a "$($a "$m" -n client.cinder -p)"
+	$a -C "$CEPH/ceph.client.cinder.keyring" --mode 0600 -n client.cinder -a "$($a "$m" -n client.cinder -p)"
 	monmaptool --create --clobber --fsid "$(cat "$CEPH/fsid")" --addv a "[v2:$UNDERLAY:3300,v1:$UNDERLAY:6789]" "$CEPH/monmap"
 	api_side ceph-mon -c "$CEPH/ceph.conf" -i a --mkfs --monmap "$CEPH/monmap" --keyring "$m"
 }
@@ -590,11 +596,12 @@ wsgi() { # wsgi SERVICE PORT SCRIPT: an API under uwsgi
 		--wsgi-file "$3" --pyargv "--config-file $CONF/$1.conf" --processes 1 --threads 8 --enable-threads \
 		--master --lazy-apps --need-app --die-on-term --buffer-size 65535 --add-header 'Connection: close' --procname-prefix "h8s-os-$name "
 }
+share_mount() { echo "$DIR/cinder/mnt/$(printf %s "$(cat "$CONF/nfs_shares")" | md5sum | cut -d' ' -f1)"; } # as its driver has it
 file_share() { # volumes are plain files: the NFS driver finds its share mounted already
 	[ "$VOLUME" = file ] || return 0
 	mkdir -p "$DIR/bin" # it insists on a mount.nfs
 	script "$DIR/bin/mount.nfs" <<<$'#!/bin/sh\nexit 0'
-	local m; m=$DIR/cinder/mnt/$(printf %s "$(cat "$CONF/nfs_shares")" | md5sum | cut -d' ' -f1)
+	local m; m=$(share_mount)
 	mkdir -p "$m"
 	api_side mountpoint -q "$m" || api_side mount --bind "$m" "$m"
 }
@@ -785,7 +792,7 @@ down() {
 }
 purge() {
 	down
-	rm -rf "${DIR:?}"/{run,log,etc,done,tmp,bin,agents,keystone,neutron,cinder,octavia,ceph,mysql,rabbitmq,clouds.yaml,settings,lock}
+	rm -rf "${DIR:?}"/{run,log,etc,done,tmp,bin,agents,keystone,neutron,cinder,octavia,ceph,mysql,rabbitmq,clouds.yaml,cinder.yaml,settings,lock}
 	rmdir "$DIR" 2>/dev/null || true
 }
 status() {

@@ -15,7 +15,9 @@ func TestTutorials(t *testing.T) {
 	t.Parallel()
 	c := testcluster.Own(t, cmp.Or(os.Getenv("H8S_E2E_NODE"), "e2e")+"-t", cmp.Or(os.Getenv("H8S_E2E_TUTORIAL_PORT"), "16448"))
 	root := filepath.Join("..", "..", "..") // manifests of examples are named as in the checkout
-	for _, page := range []string{"tenancy.md", "networking.md", "storage.md"} {
-		t.Run(page, func(t *testing.T) { c.Tutorial(t, filepath.Join(root, "docs", page), root) })
+	for _, x := range []struct{ page, heading string }{
+		{"tenancy.md", "Tutorial"}, {"networking.md", "Tutorial"}, {"storage.md", "Tutorial: local volumes"},
+	} {
+		t.Run(x.page, func(t *testing.T) { c.Tutorial(t, filepath.Join(root, "docs", x.page), x.heading, root) })
 	}
 }

@@ -7,8 +7,16 @@ import (
 	"github.com/hypernetes/hypernetes/test/e2e/testcloud"
 )
 
-// TestTutorial runs the tutorial of docs/openstack.md as it is written, in the checkout.
+// TestTutorial runs the tutorials about an OpenStack as they are written, in the checkout.
 func TestTutorial(t *testing.T) {
+	for _, x := range []struct{ page, heading string }{
+		{"openstack.md", "Tutorial"}, {"storage.md", "Tutorial: volumes of Cinder"},
+	} {
+		t.Run(x.page, func(t *testing.T) { tutorial(t, x.page, x.heading) })
+	}
+}
+
+func tutorial(t *testing.T, page, heading string) {
 	c := testcloud.Up(t, 2)
 	t.Cleanup(func() { // what a failure half-way left in the project
 		if t.Failed() {
@@ -17,5 +25,5 @@ func TestTutorial(t *testing.T) {
 		}
 	})
 	root := filepath.Join("..", "..", "..")
-	c.Tutorial(t, filepath.Join(root, "docs", "openstack.md"), root, "HOME="+t.TempDir())
+	c.Tutorial(t, filepath.Join(root, "docs", page), heading, root, "HOME="+t.TempDir())
 }

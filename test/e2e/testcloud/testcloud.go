@@ -8,7 +8,6 @@ package testcloud
 
 import (
 	"context"
-	"crypto/md5"
 	"crypto/rand"
 	"encoding/hex"
 	"fmt"
@@ -76,7 +75,7 @@ func start(t testing.TB, o *openstacktest.Cloud, nodes int) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c := testcluster.Anew(t, "--cinder-config", cinderConfig(t, o, dir), "--openstack-cloud-config", o.ConfigFile(), "--openstack-cloud", "service",
+	c := testcluster.Anew(t, "--cinder-config", filepath.Join(o.Dir, "cinder.yaml"), "--openstack-cloud-config", o.ConfigFile(), "--openstack-cloud", "service",
 		"--openstack-external-network", openstacktest.ExternalNetwork, "--network-provider", "neutron", "--reserve-cidr", underlay)
 	world.cluster, world.script = c, o.TryScript
 	if out, err := c.Scale(nodes); err != nil {
@@ -103,31 +102,6 @@ func start(t testing.TB, o *openstacktest.Cloud, nodes int) {
 		}
 		time.Sleep(time.Second)
 	}
-}
-
-// cinderConfig says what the OpenStack's Cinder does not of its storage.
-func cinderConfig(t testing.TB, o *openstacktest.Cloud, dir string) string {
-	t.Helper()
-	text := "{}\n"
-	if share, err := os.ReadFile(filepath.Join(o.Dir, "etc", "nfs_shares")); err == nil {
-		// Where its driver has it mounted: the MD5 sum of the export.
-		export := strings.TrimSpace(string(share))
-		text = fmt.Sprintf("exports: {%q: %q}\n", export, fmt.Sprintf("%s/cinder/mnt/%x", o.Dir, md5.Sum([]byte(export))))
-	}
-	ceph := filepath.Join(o.Dir, "ceph")
-	keyring := filepath.Join(ceph, "ceph.client.cinder.keyring")
-	if b, err := os.ReadFile(keyring); err == nil {
-		mine := filepath.Join(dir, "keyring") // readable by its owner only
-		if err := os.WriteFile(mine, b, 0o600); err != nil {
-			t.Fatal(err)
-		}
-		text += fmt.Sprintf("ceph: {conf: %q, keyrings: [%q]}\n", filepath.Join(ceph, "ceph.conf"), mine)
-	}
-	path := filepath.Join(dir, "cinder.yaml")
-	if err := os.WriteFile(path, []byte(strings.TrimPrefix(text, "{}\n")), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	return path
 }
 
 // Down ends it: a package's tests are over.

@@ -13,16 +13,16 @@ import (
 	"time"
 )
 
-// Tutorial runs the section "Tutorial" of a page as it is written, in a directory and with
-// further variables. Only the cluster's name, h8s, is another. What a page says a command
+// Tutorial runs a section of a page, whose heading begins so, as it is written, in a
+// directory and with further variables. Only the cluster's name, h8s, is another. What a page says a command
 // prints has to be among what it prints, in that order.
-func (c *Cluster) Tutorial(t *testing.T, file, dir string, env ...string) {
+func (c *Cluster) Tutorial(t *testing.T, file, heading, dir string, env ...string) {
 	t.Helper()
 	text, err := os.ReadFile(file)
 	if err != nil {
 		t.Fatal(err)
 	}
-	steps, err := tutorial(filepath.Base(file), string(text))
+	steps, err := tutorial(filepath.Base(file), heading, string(text))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -46,13 +46,13 @@ type step struct {
 	prints []string
 }
 
-// tutorial reads the steps of a page's section "Tutorial".
-func tutorial(page, text string) (steps []step, err error) {
+// tutorial reads the steps of a page's section.
+func tutorial(page, heading, text string) (steps []step, err error) {
 	in, fence := false, ""
 	for i, line := range strings.Split(text, "\n") {
 		switch {
 		case strings.HasPrefix(line, "## "):
-			in = strings.HasPrefix(line, "## Tutorial")
+			in = strings.HasPrefix(line, "## "+heading)
 		case !in:
 		case strings.HasPrefix(line, "```"):
 			was := fence
@@ -69,7 +69,7 @@ func tutorial(page, text string) (steps []step, err error) {
 		}
 	}
 	if fence != "" || len(steps) == 0 {
-		return nil, fmt.Errorf("%s: no tutorial, or a block of it does not end", page)
+		return nil, fmt.Errorf("%s: no section %q with steps, or a block of it does not end", page, heading)
 	}
 	return steps, nil
 }

@@ -23,7 +23,7 @@ type storage struct {
 	*gophercloud.ServiceClient
 }
 
-func cinder(t *testing.T, p *testcloud.Project) *storage {
+func cinderOf(t *testing.T, p *testcloud.Project) *storage {
 	t.Helper()
 	provider, err := p.User("member").Provider(t.Context())
 	if err != nil {
@@ -32,6 +32,9 @@ func cinder(t *testing.T, p *testcloud.Project) *storage {
 	client, err := openstack.NewBlockStorageV3(provider, gophercloud.EndpointOpts{})
 	if err != nil {
 		t.Skipf("this OpenStack has no Cinder (H8S_OS_VOLUME=none): %v", err)
+	}
+	if nova, err := openstack.NewComputeV2(provider, gophercloud.EndpointOpts{}); err == nil {
+		t.Errorf("this OpenStack has a Nova at %s: nothing here would show that none is needed", nova.Endpoint)
 	}
 	return &storage{t, client}
 }
@@ -122,7 +125,7 @@ func namespace(t *testing.T, c *testcloud.Cloud, p *testcloud.Project) *testclus
 func TestVolumes(t *testing.T) {
 	c := testcloud.Up(t, 2)
 	blueProject, redProject := c.Project(t), c.Project(t)
-	s := cinder(t, blueProject)
+	s := cinderOf(t, blueProject)
 	id := s.volume()
 	blue, red := namespace(t, c, blueProject), namespace(t, c, redProject)
 
@@ -145,6 +148,8 @@ func TestVolumes(t *testing.T) {
 	if got := c.Kubectl(t, "get", "volumeattachments", "-o", "jsonpath={.items[*].status.attachmentMetadata}"); !strings.Contains(got, `"sealed"`) || strings.Contains(got, "volume-"+id) {
 		t.Errorf("attachments tell %s", got)
 	}
+
+	noKey(t, c)
 
 	// Another tenant names it.
 	if err := apply(t, red, example(t, "nginx.yaml", id, red.Name)); err == nil || !strings.Contains(err.Error(), "is no volume of project") {

@@ -65,6 +65,7 @@ func csiController(in Input, driver string) Component {
 		"--driver="+driver,
 		"--endpoint=unix://"+csiSocket(driver),
 		"--kubeconfig="+in.Node.InnerKubeconfig(CSIController),
+		"--leader-elect=false", // there is one
 	)
 	c.Path = in.Artifacts.Bin("h8s-csi")
 	c.Args[0] = "h8s-csi"

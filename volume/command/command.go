@@ -92,6 +92,7 @@ func names(backends []*Backend) []string {
 type controllerOptions struct {
 	driver, endpoint, kubeconfig, health string
 	fsTypes                              []string
+	leaderElect                          bool
 }
 
 func newController(version string, backends []*Backend) *cobra.Command {
@@ -99,7 +100,8 @@ func newController(version string, backends []*Backend) *cobra.Command {
 	c := &cobra.Command{
 		Use: "controller", Short: "Serve one driver's controller services",
 		Long: `Serve one driver's controller services at a socket, for the provisioner, attacher,
-resizer and snapshotter of that driver.`,
+resizer and snapshotter of that driver. Of several replicas one serves, the leader;
+what is beside the others waits for their sockets.`,
 		Example: "  h8s-csi controller --driver=" + DriverLocal + " --endpoint=unix:///run/h8s-csi/local.sock --kubeconfig=/etc/h8s-csi.conf",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			i := slices.IndexFunc(backends, func(b *Backend) bool { return b.Driver == o.driver })
@@ -118,6 +120,7 @@ resizer and snapshotter of that driver.`,
 	f.StringVar(&o.kubeconfig, "kubeconfig", "", "how to reach the API server")
 	f.StringVar(&o.health, "health-address", "127.0.0.1:9648", "where /healthz, /readyz and /metrics are served; none if empty")
 	f.StringSliceVar(&o.fsTypes, "fs-types", driver.DefaultFSTypes, "file systems that guests mount, the default first")
+	f.BoolVar(&o.leaderElect, "leader-elect", true, "serve only while no other replica does (Lease in "+v1alpha1.SystemNamespace+")")
 	for _, b := range backends {
 		if b.ControllerFlags != nil {
 			b.ControllerFlags(f)

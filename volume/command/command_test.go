@@ -219,7 +219,7 @@ func TestController(t *testing.T) {
 	for _, b := range fakes(t) {
 		d := dir(t)
 		health := freeAddress(t)
-		stop := start(t, fakes(t), "controller", "--driver="+b.Driver, "--endpoint=unix://"+d+"/csi.sock", "--kubeconfig="+d+"/kubeconfig", "--health-address="+health)
+		stop := start(t, fakes(t), "controller", "--driver="+b.Driver, "--endpoint=unix://"+d+"/csi.sock", "--kubeconfig="+d+"/kubeconfig", "--leader-elect=false", "--health-address="+health)
 		eventually(t, "ready", func() error {
 			code, text, err := get("http://" + health + "/readyz")
 			if err == nil && code != http.StatusOK {

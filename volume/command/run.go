@@ -60,20 +60,30 @@ func runController(ctx context.Context, o controllerOptions, b *Backend, version
 	csi.RegisterIdentityServer(server, &driver.Identity{Name: b.Driver, Version: version, Controller: true, Topology: len(parts.TopologyKeys) > 0})
 	csi.RegisterControllerServer(server, service)
 
+	work := func(ctx context.Context) error {
+		group, ctx := errgroup.WithContext(ctx)
+		group.Go(func() error {
+			return endpoint.Serve(ctx, server, socket, func() {
+				served.Store(true)
+				log.G(ctx).WithFields(log.Fields{"driver": b.Driver, "socket": socket}).Info("serving")
+			})
+		})
+		if parts.Run != nil {
+			group.Go(func() error { return ended(ctx, parts.Run(ctx)) })
+		}
+		return group.Wait()
+	}
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error {
-		return endpoint.Serve(ctx, server, socket, func() {
-			served.Store(true)
-			log.G(ctx).WithFields(log.Fields{"driver": b.Driver, "socket": socket}).Info("serving")
-		})
+		if o.leaderElect {
+			return lead(ctx, rest, "h8s-csi-controller-"+b.Driver, work)
+		}
+		return work(ctx)
 	})
-	if parts.Run != nil {
-		group.Go(func() error { return ended(ctx, parts.Run(ctx)) })
-	}
 	group.Go(func() error {
 		return serveHealth(ctx, o.health, m, func() error {
 			if !served.Load() {
-				return errors.New("not serving yet")
+				return errors.New("not serving: starting, or another replica leads")
 			}
 			return nil
 		})

@@ -3,7 +3,6 @@ package driver
 import (
 	"context"
 	"fmt"
-	"regexp"
 
 	"github.com/container-storage-interface/spec/lib/go/csi"
 	"github.com/containerd/errdefs"
@@ -24,14 +23,11 @@ func podOf(volumeContext map[string]string) (pod, error) {
 		return p, fmt.Errorf("volumes[].csi in a Pod makes no volume with this driver: use volumes[].ephemeral.volumeClaimTemplate, which lives as long: %w", errdefs.ErrInvalidArgument)
 	case p.uid == "" || p.namespace == "":
 		return p, fmt.Errorf("volume_context has no %s or %s: set podInfoOnMount: true in the CSIDriver: %w", podUID, podNamespace, errdefs.ErrInvalidArgument)
-	case !podUIDPattern.MatchString(p.uid):
+	case !record.ValidPod(p.uid):
 		return p, bad("volume_context "+podUID, p.uid, "must be a Pod's UID", errdefs.ErrInvalidArgument)
 	}
 	return p, nil
 }
-
-// podUIDPattern is what records take: the UID names a file there.
-var podUIDPattern = regexp.MustCompile(`^[a-z0-9][a-z0-9-]{0,62}$`)
 
 // NodePublishVolume implements csi.NodeServer.
 func (n *Node) NodePublishVolume(ctx context.Context, r *csi.NodePublishVolumeRequest) (*csi.NodePublishVolumeResponse, error) {

@@ -21,6 +21,7 @@ import (
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 
+	"github.com/hypernetes/hypernetes/atomicfile"
 	"github.com/hypernetes/hypernetes/runtime/cgroup"
 	"github.com/hypernetes/hypernetes/runtime/nic"
 )
@@ -153,26 +154,10 @@ func (r *Record) Save(stateDir string) error {
 	if err != nil {
 		return fmt.Errorf("sandbox state: %w", err)
 	}
-	if err := replace(filepath.Join(dir, "state.json"), b); err != nil {
+	if err := atomicfile.Write(filepath.Join(dir, "state.json"), b, 0o600); err != nil {
 		return fmt.Errorf("sandbox state: %w", err)
 	}
 	return nil
-}
-
-func replace(path string, b []byte) error {
-	tmp := path + ".tmp"
-	f, err := os.OpenFile(tmp, os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o600)
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(b)
-	if err == nil {
-		err = f.Sync()
-	}
-	if err = errors.Join(err, f.Close()); err != nil {
-		return err
-	}
-	return os.Rename(tmp, path)
 }
 
 // Load reads a sandbox's record.

@@ -31,6 +31,7 @@ var commands = map[string]struct {
 	"lookup":   {"[-type A|SRV|PTR|CNAME] NAME  ask the resolver", lookup},
 	"raw":      {"INTERFACE HEX...  send Ethernet frames as they are", raw},
 	"tls":      {"[-addr :8443] [-dir /tls]  serve an admission webhook and an aggregated API", serveTLS},
+	"io":       {"[-write] [-random] [-sync] [-block 4096] [-area BYTES] [-depth 1] [-time 1s] FILE|-  measure I/O past the cache", inputOutput},
 	"watch":    {"FILE  print a file's content every time it changes", watch},
 }
 

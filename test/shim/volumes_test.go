@@ -84,9 +84,9 @@ func (n *node) placeholder() uint64 {
 	return st.Dev
 }
 
-func (n *node) start() *shim {
+func (n *node) start(programs ...string) *shim {
 	n.t.Helper()
-	return start(n.t, func(s *shim) { s.kubelet, s.volumeRoot = n.kubelet, n.store.Root })
+	return start(n.t, func(s *shim) { s.kubelet, s.volumeRoot, s.programs = n.kubelet, n.store.Root, programs })
 }
 
 // mounted gives a container both volumes.

@@ -17,8 +17,8 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/spf13/cobra"
 
+	"github.com/hypernetes/hypernetes/atomicfile"
 	"github.com/hypernetes/hypernetes/cli/usage"
-	"github.com/hypernetes/hypernetes/cluster/atomicfile"
 	"github.com/hypernetes/hypernetes/cluster/kubeconfig"
 )
 

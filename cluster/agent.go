@@ -12,8 +12,8 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
 
+	"github.com/hypernetes/hypernetes/atomicfile"
 	"github.com/hypernetes/hypernetes/cluster/apiclient"
-	"github.com/hypernetes/hypernetes/cluster/atomicfile"
 	"github.com/hypernetes/hypernetes/cluster/component"
 	"github.com/hypernetes/hypernetes/cluster/join"
 	"github.com/hypernetes/hypernetes/cluster/kubeconfig"

@@ -9,7 +9,7 @@ import (
 	"os"
 	"path/filepath"
 
-	"github.com/hypernetes/hypernetes/cluster/atomicfile"
+	"github.com/hypernetes/hypernetes/atomicfile"
 	"github.com/hypernetes/hypernetes/cluster/component"
 	"github.com/hypernetes/hypernetes/cluster/kubeconfig"
 	"github.com/hypernetes/hypernetes/cluster/pki"

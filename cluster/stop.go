@@ -19,6 +19,7 @@ import (
 	"github.com/hypernetes/hypernetes/cluster/node"
 	"github.com/hypernetes/hypernetes/cluster/settings"
 	"github.com/hypernetes/hypernetes/cluster/status"
+	"github.com/hypernetes/hypernetes/proc"
 )
 
 const (
@@ -193,7 +194,7 @@ func stopRecorded(ctx context.Context, l layout.Node, name string) error {
 	if err != nil {
 		return err
 	}
-	var id node.Identity
+	var id proc.ID
 	if err := json.Unmarshal(b, &id); err != nil {
 		return err
 	}
@@ -206,7 +207,7 @@ func stopRecorded(ctx context.Context, l layout.Node, name string) error {
 	return os.Remove(l.Record(name))
 }
 
-func waitGone(ctx context.Context, id node.Identity) error {
+func waitGone(ctx context.Context, id proc.ID) error {
 	r, w, err := os.Pipe()
 	if err != nil {
 		return err

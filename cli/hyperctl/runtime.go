@@ -25,7 +25,7 @@ import (
 
 	"github.com/hypernetes/hypernetes/cluster/image"
 	"github.com/hypernetes/hypernetes/cluster/layout"
-	"github.com/hypernetes/hypernetes/cluster/node"
+	"github.com/hypernetes/hypernetes/proc"
 )
 
 // maxMessage bounds what a runtime may answer, in bytes.
@@ -112,7 +112,7 @@ func nodeNetns(l layout.Node) (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("node %s: %w", l.Name, err)
 	}
-	var id node.Identity
+	var id proc.ID
 	if err := json.Unmarshal(b, &id); err != nil {
 		return "", fmt.Errorf("node %s: %s: %w", l.Name, l.Record("anchor"), err)
 	}

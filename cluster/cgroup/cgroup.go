@@ -5,7 +5,6 @@
 package cgroup
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"fmt"
@@ -19,6 +18,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/hypernetes/hypernetes/mountinfo"
 )
 
 const root = "/sys/fs/cgroup"
@@ -45,20 +46,15 @@ func Open() (*Host, error) {
 	if st.Type == unix.CGROUP2_SUPER_MAGIC {
 		return &Host{hierarchies: []hierarchy{{dir: root, v2: true}}, unified: true}, nil
 	}
-	f, err := os.Open("/proc/self/mountinfo")
+	mounts, err := mountinfo.Read("self")
 	if err != nil {
 		return nil, err
 	}
-	defer f.Close()
 	h := &Host{}
-	sc := bufio.NewScanner(f)
-	for sc.Scan() {
-		if m, ok := parseMount(sc.Text()); ok && !slices.ContainsFunc(h.hierarchies, func(o hierarchy) bool { return o.dir == m.dir }) {
-			h.hierarchies = append(h.hierarchies, m)
+	for _, m := range mounts {
+		if hi, ok := hierarchyOf(m); ok && !slices.ContainsFunc(h.hierarchies, func(o hierarchy) bool { return o.dir == hi.dir }) {
+			h.hierarchies = append(h.hierarchies, hi)
 		}
-	}
-	if err := sc.Err(); err != nil {
-		return nil, err
 	}
 	if len(h.hierarchies) == 0 {
 		return nil, fmt.Errorf("no cgroup hierarchy below %s: mount cgroup2 there", root)
@@ -66,20 +62,15 @@ func Open() (*Host, error) {
 	return h, nil
 }
 
-func parseMount(line string) (hierarchy, bool) {
-	pre, post, ok := strings.Cut(line, " - ")
-	if !ok {
+func hierarchyOf(m mountinfo.Mount) (hierarchy, bool) {
+	if !strings.HasPrefix(m.Target, root+"/") {
 		return hierarchy{}, false
 	}
-	left, right := strings.Fields(pre), strings.Fields(post)
-	if len(left) < 5 || len(right) < 3 || !strings.HasPrefix(left[4], root+"/") {
-		return hierarchy{}, false
-	}
-	switch right[0] {
+	switch m.Type {
 	case "cgroup":
-		return hierarchy{dir: left[4], cpuset: slices.Contains(strings.Split(right[2], ","), "cpuset")}, true
+		return hierarchy{dir: m.Target, cpuset: slices.Contains(strings.Split(m.Options, ","), "cpuset")}, true
 	case "cgroup2":
-		return hierarchy{dir: left[4], v2: true}, true
+		return hierarchy{dir: m.Target, v2: true}, true
 	}
 	return hierarchy{}, false
 }

@@ -11,24 +11,23 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/hypernetes/hypernetes/mountinfo"
 )
 
 // The first thread cannot be thrown away, so keep goroutines off it.
 func init() { runtime.LockOSThread() }
 
-func TestParseMount(t *testing.T) {
+func TestHierarchyOf(t *testing.T) {
 	for line, want := range map[string]hierarchy{
 		"30 29 0:26 / /sys/fs/cgroup/cpuset rw - cgroup cgroup rw,cpuset":       {dir: "/sys/fs/cgroup/cpuset", cpuset: true},
 		"30 29 0:26 / /sys/fs/cgroup/cpu,cpuacct rw,shared:1 - cgroup c rw,cpu": {dir: "/sys/fs/cgroup/cpu,cpuacct"},
 		"30 29 0:26 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw":           {dir: "/sys/fs/cgroup/unified", v2: true},
+		"30 29 0:26 / / rw - ext4 /dev/vda rw":                                  {},
+		"1 2 3 / /elsewhere rw - cgroup cgroup rw,cpu":                          {},
 	} {
-		if got, ok := parseMount(line); !ok || got != want {
+		if got, ok := hierarchyOf(mountinfo.Parse(line)[0]); got != want || ok != (want.dir != "") {
 			t.Errorf("%q: %+v %t", line, got, ok)
-		}
-	}
-	for _, line := range []string{"", "x - y", "30 29 0:26 / / rw - ext4 /dev/vda rw", "1 2 3 / /elsewhere rw - cgroup cgroup rw,cpu", "- cgroup c rw"} {
-		if got, ok := parseMount(line); ok {
-			t.Errorf("%q: %+v", line, got)
 		}
 	}
 }

@@ -16,7 +16,7 @@ import (
 	"github.com/containerd/errdefs"
 	"sigs.k8s.io/yaml"
 
-	"github.com/hypernetes/hypernetes/cluster/atomicfile"
+	"github.com/hypernetes/hypernetes/atomicfile"
 )
 
 // Entry is one cluster, user and context, all three called Name.

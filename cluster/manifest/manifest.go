@@ -223,9 +223,10 @@ func ControlPlane(node string) Object {
 	}}
 }
 
-// Applier applies an object server-side.
+// Applier applies an object server-side, or deletes one; one that is not there is no error.
 type Applier interface {
 	Apply(ctx context.Context, path, manager string, object any) error
+	Delete(ctx context.Context, path string) error
 }
 
 // Apply applies the objects and repeats what fails for reasons that pass (namespaces
@@ -243,6 +244,13 @@ func Apply(ctx context.Context, api Applier, objs []Object) error {
 			path, err := o.Path()
 			if err == nil {
 				err = api.Apply(ctx, path, fieldManager, o)
+			}
+			if errdefs.IsInvalidArgument(err) && o.Kind() == "CSIDriver" {
+				// One of an older version, most of whose fields cannot be changed. Kubelets try
+				// again what they tried without it.
+				if err = api.Delete(ctx, path); err == nil {
+					err = api.Apply(ctx, path, fieldManager, o)
+				}
 			}
 			if err == nil {
 				return true

@@ -110,6 +110,11 @@ func (s *server) Apply(_ context.Context, path, _ string, _ any) error {
 	return nil
 }
 
+func (s *server) Delete(_ context.Context, path string) error {
+	s.calls = append(s.calls, "delete "+path)
+	return nil
+}
+
 func object(name string) Object {
 	return Object{"apiVersion": "v1", "kind": "ConfigMap", "metadata": map[string]any{"name": name, "namespace": "x"}}
 }
@@ -122,6 +127,18 @@ func TestApplyRepeatsWhatPasses(t *testing.T) {
 		t.Fatal(err)
 	}
 	if want := []string{pathA, pathB, pathA, pathA}; !cmp.Equal(want, s.calls) {
+		t.Errorf("calls %v, want %v", s.calls, want)
+	}
+}
+
+func TestApplyReplacesWhatCannotBeChanged(t *testing.T) {
+	const path = "/apis/storage.k8s.io/v1/csidrivers/d"
+	s := &server{errs: map[string][]error{path: {errdefs.ErrInvalidArgument}}}
+	o := Object{"apiVersion": "storage.k8s.io/v1", "kind": "CSIDriver", "metadata": map[string]any{"name": "d"}}
+	if err := Apply(t.Context(), s, []Object{o}); err != nil {
+		t.Fatal(err)
+	}
+	if want := []string{path, "delete " + path, path}; !cmp.Equal(want, s.calls) {
 		t.Errorf("calls %v, want %v", s.calls, want)
 	}
 }

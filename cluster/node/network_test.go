@@ -15,6 +15,7 @@ import (
 
 	"github.com/hypernetes/hypernetes/cluster/cgroup"
 	"github.com/hypernetes/hypernetes/cluster/layout"
+	"github.com/hypernetes/hypernetes/proc"
 )
 
 // emptyWorld is a node without mounts, whose loopback is as the kernel makes it: down.
@@ -36,7 +37,7 @@ func emptyWorld(t *testing.T, cg *cgroup.Host, name string) *Node {
 		}
 	})
 	var err error
-	if n.anchor, err = Identify(holder.Process.Pid); err != nil {
+	if n.anchor, err = proc.Find(holder.Process.Pid); err != nil {
 		t.Fatal(err)
 	}
 	return n

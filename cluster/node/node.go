@@ -21,10 +21,11 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
-	"github.com/hypernetes/hypernetes/cluster/atomicfile"
+	"github.com/hypernetes/hypernetes/atomicfile"
 	"github.com/hypernetes/hypernetes/cluster/cgroup"
 	"github.com/hypernetes/hypernetes/cluster/layout"
 	"github.com/hypernetes/hypernetes/cluster/settings"
+	"github.com/hypernetes/hypernetes/proc"
 )
 
 // Node is a running node's world. Its methods are safe for concurrent use.
@@ -32,7 +33,7 @@ type Node struct {
 	Layout   layout.Node
 	Settings settings.Node
 	cgroups  *cgroup.Host
-	anchor   Identity
+	anchor   proc.ID
 }
 
 // anchorName is the anchor's record and cgroup leaf.
@@ -45,7 +46,7 @@ func Open(l layout.Node, s settings.Node, cg *cgroup.Host) (*Node, error) {
 	if err != nil {
 		return nil, err
 	}
-	var id Identity
+	var id proc.ID
 	if err := json.Unmarshal(b, &id); err != nil {
 		return nil, fmt.Errorf("%s: %w", l.Record(anchorName), err)
 	}
@@ -153,7 +154,7 @@ func (n *Node) startAnchor(ctx context.Context, cfg AnchorConfig) error {
 		err = errors.New(answer)
 	}
 	if err == nil {
-		n.anchor, err = Identify(cmd.Process.Pid)
+		n.anchor, err = proc.Find(cmd.Process.Pid)
 	}
 	if err != nil {
 		_ = cmd.Process.Kill()
@@ -223,11 +224,11 @@ func (o OnHost) Start(cmd *exec.Cmd, component string) error {
 }
 
 // Strays lists the processes in the component's cgroup with exactly these arguments.
-func (n *Node) Strays(component string, args []string) []Identity {
+func (n *Node) Strays(component string, args []string) []proc.ID {
 	want := strings.Join(args, "\x00") + "\x00"
-	var out []Identity
+	var out []proc.ID
 	for _, pid := range n.cgroups.Pids(n.Cgroup(component)) {
-		id, err := Identify(pid)
+		id, err := proc.Find(pid)
 		if err != nil {
 			continue // it ended meanwhile
 		}
@@ -239,7 +240,7 @@ func (n *Node) Strays(component string, args []string) []Identity {
 }
 
 // Strays is that of the node: the cgroup is the same.
-func (o OnHost) Strays(component string, args []string) []Identity {
+func (o OnHost) Strays(component string, args []string) []proc.ID {
 	return o.Node.Strays(component, args)
 }
 

@@ -13,11 +13,10 @@ import (
 	"testing"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/hypernetes/hypernetes/cluster/cgroup"
 	"github.com/hypernetes/hypernetes/cluster/layout"
 	"github.com/hypernetes/hypernetes/cluster/settings"
+	"github.com/hypernetes/hypernetes/proc"
 )
 
 func TestMountPlan(t *testing.T) {
@@ -68,55 +67,6 @@ func TestEveryBindIsCovered(t *testing.T) {
 	}
 }
 
-func TestIdentity(t *testing.T) {
-	self, err := Identify(os.Getpid())
-	if err != nil || !self.Alive() {
-		t.Fatalf("%+v %v", self, err)
-	}
-	for _, other := range []Identity{{}, {PID: self.PID, StartTime: self.StartTime + 1}, {PID: -1}} {
-		if other.Alive() {
-			t.Errorf("%+v is alive", other)
-		}
-	}
-	if err := (Identity{PID: self.PID, StartTime: 1}).Signal(unix.SIGKILL); !errors.Is(err, unix.ESRCH) {
-		t.Errorf("signal to another process of the same pid: %v", err)
-	}
-}
-
-func TestIdentityWait(t *testing.T) {
-	cmd := exec.Command("sleep", "1000")
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	id, err := Identify(cmd.Process.Pid)
-	if err != nil {
-		t.Fatal(err)
-	}
-	r, w, err := os.Pipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer r.Close()
-	_ = w.Close()
-	if gone, err := id.Wait(r); err != nil || gone {
-		t.Errorf("told to stop waiting: %t %v", gone, err)
-	}
-	r2, w2, err := os.Pipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer r2.Close()
-	defer w2.Close()
-	_ = cmd.Process.Kill()
-	if gone, err := id.Wait(r2); err != nil || !gone {
-		t.Errorf("after the end: %t %v", gone, err)
-	}
-	_ = cmd.Wait()
-	if gone, err := id.Wait(r2); err != nil || !gone {
-		t.Errorf("long after the end: %t %v", gone, err)
-	}
-}
-
 func TestResolvConf(t *testing.T) {
 	if got := resolvConf([]string{"10.0.2.3", "1.1.1.1"}); got != "nameserver 10.0.2.3\nnameserver 1.1.1.1\n" {
 		t.Errorf("%q", got)
@@ -148,7 +98,7 @@ func TestOpenWithoutAnchor(t *testing.T) {
 	if err := os.Mkdir(l.RunPath("components"), 0o700); err != nil {
 		t.Fatal(err)
 	}
-	if err := WriteRecord(l.Record(anchorName), Identity{PID: os.Getpid(), StartTime: 1}); err != nil {
+	if err := WriteRecord(l.Record(anchorName), proc.ID{PID: os.Getpid(), Start: 1}); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := Open(l, settings.Node{}, nil); !errors.Is(err, fs.ErrNotExist) {
@@ -181,7 +131,7 @@ func TestWorld(t *testing.T) {
 	if _, err := io.ReadFull(out, make([]byte, 3)); err != nil {
 		t.Fatal(err)
 	}
-	id, err := Identify(holder.Process.Pid)
+	id, err := proc.Find(holder.Process.Pid)
 	if err != nil {
 		t.Fatal(err)
 	}

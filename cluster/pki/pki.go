@@ -21,7 +21,7 @@ import (
 	"slices"
 	"time"
 
-	"github.com/hypernetes/hypernetes/cluster/atomicfile"
+	"github.com/hypernetes/hypernetes/atomicfile"
 )
 
 const (

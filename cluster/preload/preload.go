@@ -18,7 +18,7 @@ import (
 
 	"github.com/containerd/errdefs"
 
-	"github.com/hypernetes/hypernetes/cluster/atomicfile"
+	"github.com/hypernetes/hypernetes/atomicfile"
 )
 
 // maxIndex bounds manifest.json of an archive.

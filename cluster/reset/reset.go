@@ -6,7 +6,6 @@
 package reset
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"fmt"
@@ -21,6 +20,7 @@ import (
 
 	"github.com/hypernetes/hypernetes/cluster/cgroup"
 	"github.com/hypernetes/hypernetes/cluster/layout"
+	"github.com/hypernetes/hypernetes/mountinfo"
 )
 
 // Item is one thing of a node's on the host.
@@ -194,31 +194,20 @@ func clearImmutable(path string) {
 // mounts lists mount points of the calling namespace below the node's directories,
 // innermost first. The directories themselves are not meant (removeDir).
 func mounts(l layout.Node) []string {
-	f, err := os.Open("/proc/self/mountinfo")
+	all, err := mountinfo.Read("self")
 	if err != nil {
 		return nil
 	}
-	defer f.Close()
+	dirs := realDirs(l)
 	var out []string
-	sc := bufio.NewScanner(f)
-	for sc.Scan() {
-		fields := strings.Fields(sc.Text())
-		if len(fields) < 5 {
-			continue
-		}
-		point := octal.Replace(fields[4])
-		for _, dir := range realDirs(l) {
-			if point != dir && under(point, dir) {
-				out = append(out, point)
-			}
+	for _, m := range all {
+		if slices.ContainsFunc(dirs, func(dir string) bool { return m.Target != dir && under(m.Target, dir) }) {
+			out = append(out, m.Target)
 		}
 	}
 	slices.Reverse(out)
 	return out
 }
-
-// octal undoes what the kernel does to mount points in its tables.
-var octal = strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`)
 
 // realDirs are the node's directories by the names the kernel knows them by.
 func realDirs(l layout.Node) []string {

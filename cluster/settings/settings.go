@@ -18,7 +18,7 @@ import (
 
 	"github.com/containerd/errdefs"
 
-	"github.com/hypernetes/hypernetes/cluster/atomicfile"
+	"github.com/hypernetes/hypernetes/atomicfile"
 )
 
 // The node's own network. It exists only inside the node's network namespace.

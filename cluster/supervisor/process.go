@@ -15,32 +15,28 @@ import (
 	"github.com/containerd/log"
 
 	"github.com/hypernetes/hypernetes/cluster/node"
+	"github.com/hypernetes/hypernetes/proc"
 )
 
 // record remembers a process across supervisors.
 type record struct {
-	node.Identity
+	proc.ID
 	// Spec is the hash of what was started; a process of another spec is replaced.
 	Spec string `json:"spec"`
 }
 
-// running is a process of a component.
-type running struct {
-	node.Identity
-}
-
 // process adopts the recorded process if it is alive and still what the spec asks
 // for, else ends it and starts a new one.
-func (c *component) process(ctx context.Context) (running, bool, error) {
+func (c *component) process(ctx context.Context) (proc.ID, bool, error) {
 	path := c.sup.files.Record(c.spec.Name)
 	want := c.spec.hash()
 	if old, err := readRecord(path); err == nil && old.Alive() {
 		if old.Spec == want {
 			log.G(ctx).WithField("pid", old.PID).Info("adopted")
-			return running{old.Identity}, true, nil
+			return old.ID, true, nil
 		}
 		log.G(ctx).WithField("pid", old.PID).Info("replacing a process with other settings")
-		c.end(old.Identity)
+		c.end(old.ID)
 	}
 	for _, stray := range c.launcher().Strays(c.spec.Name, c.spec.Args) {
 		log.G(ctx).WithField("pid", stray.PID).Info("ending a process nobody recorded")
@@ -48,12 +44,12 @@ func (c *component) process(ctx context.Context) (running, bool, error) {
 	}
 	id, err := c.start()
 	if err != nil {
-		return running{}, false, fmt.Errorf("start %s: %w", c.spec.Path, err)
+		return proc.ID{}, false, fmt.Errorf("start %s: %w", c.spec.Path, err)
 	}
-	return running{id}, false, node.WriteRecord(path, record{id, want})
+	return id, false, node.WriteRecord(path, record{id, want})
 }
 
-func (c *component) end(id node.Identity) {
+func (c *component) end(id proc.ID) {
 	r, w, err := os.Pipe()
 	if err != nil {
 		return
@@ -75,10 +71,10 @@ func (c *component) launcher() Launcher {
 	return c.sup.launcher
 }
 
-func (c *component) start() (node.Identity, error) {
+func (c *component) start() (proc.ID, error) {
 	logFile, err := node.OpenLog(c.sup.files.Log(c.spec.Name))
 	if err != nil {
-		return node.Identity{}, err
+		return proc.ID{}, err
 	}
 	defer logFile.Close()
 	cmd := &exec.Cmd{Path: c.spec.Path, Args: c.spec.Args, Env: c.spec.Env, Dir: "/"}
@@ -87,14 +83,14 @@ func (c *component) start() (node.Identity, error) {
 	cmd.Stdout, cmd.Stderr = logFile, logFile
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	if err := c.launcher().Start(cmd, c.spec.Name); err != nil {
-		return node.Identity{}, err
+		return proc.ID{}, err
 	}
-	id, err := node.Identify(cmd.Process.Pid)
+	id, err := proc.Find(cmd.Process.Pid)
 	// Reap it whenever it ends; its end is noticed through its pidfd like that of an
 	// adopted process, so that there is one way for both.
 	go func() { _ = cmd.Wait() }()
 	if err != nil {
-		return node.Identity{}, fmt.Errorf("ended at once; last words: %s", wordsOf(c.sup.files.Log(c.spec.Name)))
+		return proc.ID{}, fmt.Errorf("ended at once; last words: %s", wordsOf(c.sup.files.Log(c.spec.Name)))
 	}
 	return id, nil
 }

@@ -33,6 +33,7 @@ import (
 	"github.com/containerd/log"
 
 	"github.com/hypernetes/hypernetes/cluster/node"
+	"github.com/hypernetes/hypernetes/proc"
 )
 
 const (
@@ -78,7 +79,7 @@ type Launcher interface {
 	Start(cmd *exec.Cmd, component string) error
 	// Strays returns the component's processes with these arguments, which an earlier
 	// supervisor started and did not live to record.
-	Strays(component string, args []string) []node.Identity
+	Strays(component string, args []string) []proc.ID
 }
 
 // Files tells the supervisor where a component's log and pid record are.
@@ -391,7 +392,7 @@ func (c *component) once(ctx context.Context) error {
 	case err := <-exited:
 		return errors.Join(c.ended(p.PID), err)
 	case <-ctx.Done():
-		c.terminate(p.Identity, exited)
+		c.terminate(p, exited)
 		_ = os.Remove(c.sup.files.Record(c.spec.Name))
 		return ctx.Err()
 	}
@@ -473,7 +474,7 @@ func (c *component) watch(ctx context.Context) {
 }
 
 // terminate asks the process to end and insists after StopTimeout.
-func (c *component) terminate(p node.Identity, exited <-chan error) {
+func (c *component) terminate(p proc.ID, exited <-chan error) {
 	timeout := c.spec.StopTimeout
 	if timeout == 0 {
 		timeout = 10 * time.Second

@@ -15,17 +15,17 @@ import (
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 
-	"github.com/hypernetes/hypernetes/cluster/node"
+	"github.com/hypernetes/hypernetes/proc"
 )
 
 // here starts components as ordinary children and remembers the order.
 type here struct {
 	mu      sync.Mutex
 	started []string
-	strays  []node.Identity
+	strays  []proc.ID
 }
 
-func (h *here) Strays(string, []string) []node.Identity {
+func (h *here) Strays(string, []string) []proc.ID {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	strays := h.strays
@@ -220,7 +220,7 @@ func TestStopInsists(t *testing.T) {
 	s := start(t, t.TempDir(), &here{}, a)
 	pid := of(s, "a").PID
 	s.Stop()
-	if _, err := node.Identify(pid); err == nil {
+	if _, err := proc.Find(pid); err == nil {
 		t.Errorf("process %d lives on", pid)
 	}
 }
@@ -259,11 +259,11 @@ func TestStraysEnd(t *testing.T) {
 	ended := make(chan error, 1)
 	go func() { ended <- stray.Wait() }()
 	t.Cleanup(func() { _ = stray.Process.Kill() })
-	id, err := node.Identify(stray.Process.Pid)
+	id, err := proc.Find(stray.Process.Pid)
 	if err != nil {
 		t.Fatal(err)
 	}
-	start(t, t.TempDir(), &here{strays: []node.Identity{id}}, shell("one", forever))
+	start(t, t.TempDir(), &here{strays: []proc.ID{id}}, shell("one", forever))
 	select {
 	case <-ended:
 	case <-time.After(time.Minute):

@@ -17,6 +17,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 
 	v1alpha1 "github.com/hypernetes/hypernetes/api/hypernetes/v1alpha1"
+	"github.com/hypernetes/hypernetes/atomicfile"
 	"github.com/hypernetes/hypernetes/network/edge"
 	"github.com/hypernetes/hypernetes/network/policy"
 )
@@ -131,29 +132,14 @@ func openRecords(dir string) (*records, error, error) {
 	return s, errors.Join(unreadable...), nil
 }
 
-// put keeps a record; it is on disk when put returns.
+// put keeps a record; it is on disk when put returns. The lock of its container is held.
 func (s *records) put(r *record) error {
 	text, err := json.Marshal(r)
 	if err != nil {
 		return err
 	}
-	path := filepath.Join(s.dir, r.key()+".json")
-	f, err := os.CreateTemp(s.dir, "tmp")
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(text)
-	err = errors.Join(err, f.Sync(), f.Close())
-	if err == nil {
-		err = os.Rename(f.Name(), path)
-	}
-	if err != nil {
-		_ = os.Remove(f.Name())
+	if err := atomicfile.Write(filepath.Join(s.dir, r.key()+".json"), text, 0o600); err != nil {
 		return fmt.Errorf("keep attachment %s: %w", r.key(), err)
-	}
-	if d, err := os.Open(s.dir); err == nil {
-		_ = d.Sync()
-		_ = d.Close()
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()

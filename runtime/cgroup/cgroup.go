@@ -17,6 +17,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/hypernetes/hypernetes/mountinfo"
 )
 
 // Mount is a mounted hierarchy.
@@ -36,30 +38,25 @@ var used = map[string]bool{
 // Mounts returns the hierarchies to use: those of version 1, or the one of version 2 if
 // there are none.
 func Mounts() ([]Mount, error) {
-	b, err := os.ReadFile("/proc/self/mountinfo")
+	all, err := mountinfo.Read("self")
 	if err != nil {
 		return nil, fmt.Errorf("find cgroup mounts: %w", err)
 	}
-	return parseMounts(string(b)), nil
+	return hierarchies(all), nil
 }
 
-func parseMounts(mountinfo string) []Mount {
+func hierarchies(all []mountinfo.Mount) []Mount {
 	var v1, v2 []Mount
 	seen := map[string]bool{}
-	for line := range strings.Lines(mountinfo) {
-		left, right, ok := strings.Cut(line, " - ")
-		l, r := strings.Fields(left), strings.Fields(right)
-		if !ok || len(l) < 5 || len(r) < 3 {
-			continue
-		}
-		m := Mount{Root: l[3], Path: l[4]}
-		switch r[0] {
+	for _, on := range all {
+		m := Mount{Root: on.Root, Path: on.Target}
+		switch on.Type {
 		case "cgroup2":
 			if len(v2) == 0 {
 				v2 = append(v2, m)
 			}
 		case "cgroup":
-			for _, o := range strings.Split(r[2], ",") {
+			for _, o := range strings.Split(on.Options, ",") {
 				if used[o] && !seen[o] {
 					seen[o] = true
 					m.Controllers = append(m.Controllers, o)

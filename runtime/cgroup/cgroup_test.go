@@ -5,9 +5,11 @@ import (
 	"os/exec"
 	"reflect"
 	"testing"
+
+	"github.com/hypernetes/hypernetes/mountinfo"
 )
 
-func TestParseMounts(t *testing.T) {
+func TestHierarchies(t *testing.T) {
 	hybrid := "30 1 0:2 / /sys/fs/cgroup/cpu rw - cgroup cgroup rw,cpu,cpuacct\n" +
 		"31 1 0:3 / /sys/fs/cgroup/systemd rw - cgroup cgroup rw,name=systemd\n" +
 		"32 1 0:4 /h8s /sys/fs/cgroup/memory rw shared:1 - cgroup cgroup rw,memory\n" +
@@ -17,11 +19,11 @@ func TestParseMounts(t *testing.T) {
 		{Path: "/sys/fs/cgroup/cpu", Root: "/", Controllers: []string{"cpu", "cpuacct"}},
 		{Path: "/sys/fs/cgroup/memory", Root: "/h8s", Controllers: []string{"memory"}},
 	}
-	if got := parseMounts(hybrid); !reflect.DeepEqual(got, want) {
+	if got := hierarchies(mountinfo.Parse(hybrid)); !reflect.DeepEqual(got, want) {
 		t.Errorf("got %+v", got)
 	}
 	unified := "30 1 0:2 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw,nsdelegate\n"
-	if got := parseMounts(unified); !reflect.DeepEqual(got, []Mount{{Path: "/sys/fs/cgroup", Root: "/"}}) {
+	if got := hierarchies(mountinfo.Parse(unified)); !reflect.DeepEqual(got, []Mount{{Path: "/sys/fs/cgroup", Root: "/"}}) {
 		t.Errorf("got %+v", got)
 	}
 }

@@ -8,11 +8,12 @@ import (
 
 	"github.com/containerd/errdefs"
 
+	"github.com/hypernetes/hypernetes/proc"
 	"github.com/hypernetes/hypernetes/runtime/record"
 )
 
 // child starts a process that stands for a VMM.
-func child(t *testing.T) (record.Process, <-chan struct{}) {
+func child(t *testing.T) (proc.ID, <-chan struct{}) {
 	t.Helper()
 	cmd := exec.Command("sleep", "600")
 	if err := cmd.Start(); err != nil {
@@ -27,7 +28,7 @@ func child(t *testing.T) (record.Process, <-chan struct{}) {
 		_ = cmd.Process.Kill()
 		<-done
 	})
-	p, err := record.Find(cmd.Process.Pid)
+	p, err := proc.Find(cmd.Process.Pid)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -40,13 +41,13 @@ func TestCollect(t *testing.T) {
 		t.Fatal(err)
 	}
 	vmm, ended := child(t)
-	self, err := record.Find(os.Getpid())
+	self, err := proc.Find(os.Getpid())
 	if err != nil {
 		t.Fatal(err)
 	}
 	live := &record.Record{ID: "live", Namespace: "k8s.io", Shim: self, VMM: vmm}
 	// The shim's pid is used again by a process that started later: it is dead.
-	dead := &record.Record{ID: "dead", Namespace: "k8s.io", Shim: record.Process{PID: os.Getpid(), Start: self.Start - 1}, VMM: vmm, Socket: socket}
+	dead := &record.Record{ID: "dead", Namespace: "k8s.io", Shim: proc.ID{PID: os.Getpid(), Start: self.Start - 1}, VMM: vmm, Socket: socket}
 	for _, r := range []*record.Record{live, dead} {
 		if err := r.Save(state); err != nil {
 			t.Fatal(err)

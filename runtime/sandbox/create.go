@@ -17,6 +17,7 @@ import (
 
 	hyperstart "github.com/hypernetes/hypernetes/api/hyperstart/v1"
 	"github.com/hypernetes/hypernetes/guest/channel"
+	"github.com/hypernetes/hypernetes/proc"
 	"github.com/hypernetes/hypernetes/runtime/agent"
 	"github.com/hypernetes/hypernetes/runtime/cgroup"
 	"github.com/hypernetes/hypernetes/runtime/nic"
@@ -40,7 +41,7 @@ func (s *Sandbox) create(ctx context.Context, options *anypb.Any, netns string) 
 		return err
 	}
 	s.netns = netns
-	self, err := record.Find(os.Getpid())
+	self, err := proc.Find(os.Getpid())
 	if err != nil {
 		return err
 	}
@@ -160,7 +161,7 @@ func (s *Sandbox) startVM(ctx context.Context, uid int) error {
 	if err := s.attach.Close(); err != nil {
 		log.G(s.ctx).WithError(err).Warn("close taps")
 	}
-	if s.record.VMM, err = record.Find(vm.PID()); err == nil {
+	if s.record.VMM, err = proc.Find(vm.PID()); err == nil {
 		err = s.save()
 	}
 	if err != nil {

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	volumeapi "github.com/hypernetes/hypernetes/api/volume/v1"
+	"github.com/hypernetes/hypernetes/proc"
 	shimrecord "github.com/hypernetes/hypernetes/runtime/record"
 	"github.com/hypernetes/hypernetes/runtime/storage"
 	"github.com/hypernetes/hypernetes/runtime/vmm"
@@ -139,7 +140,7 @@ func (s *Sandbox) serve(ctx context.Context, c storage.Config) error {
 		return fmt.Errorf("volumes of the pod: %w", err)
 	}
 	s.storage = daemon
-	if s.record.Storage, err = shimrecord.Find(s.storage.PID()); err == nil {
+	if s.record.Storage, err = proc.Find(s.storage.PID()); err == nil {
 		err = s.save()
 	}
 	if err != nil {

@@ -3,10 +3,8 @@ package volume
 import (
 	"context"
 	"fmt"
-	"os"
 	"path"
 	"slices"
-	"strconv"
 	"strings"
 
 	"github.com/containerd/errdefs"
@@ -14,13 +12,13 @@ import (
 	"golang.org/x/sys/unix"
 
 	hyperstart "github.com/hypernetes/hypernetes/api/hyperstart/v1"
+	"github.com/hypernetes/hypernetes/mountinfo"
 	"github.com/hypernetes/hypernetes/volume/record"
 )
 
 const (
 	csiDir     = "volumes/kubernetes.io~csi/"
 	subPathDir = "volume-subpaths/"
-	mountinfo  = "/proc/self/mountinfo"
 	loopMajor  = 7 // Documentation/admin-guide/devices.txt
 )
 
@@ -44,39 +42,39 @@ func (a Attached) Resolve(_ context.Context, pod Pod, m specs.Mount) (*Decision,
 	if !whole && !strings.HasPrefix(rel, subPathDir) {
 		return nil, nil
 	}
-	text, err := os.ReadFile(mountinfo)
+	mounts, err := mountinfo.Read("self")
 	if err != nil {
 		return nil, fmt.Errorf("read mounts: %w", err)
 	}
-	return a.resolve(parseMountinfo(text), m.Source, whole)
+	return a.resolve(mounts, m.Source, whole)
 }
 
-func (a Attached) resolve(mounts []mountEntry, src string, whole bool) (*Decision, error) {
+func (a Attached) resolve(mounts []mountinfo.Mount, src string, whole bool) (*Decision, error) {
 	lost := func(format string, args ...any) error {
 		return fmt.Errorf("source %s: %s; it is published again when the pod is made anew: %w", src, fmt.Sprintf(format, args...), errdefs.ErrFailedPrecondition)
 	}
-	on, ok := mountAt(mounts, src)
+	on, ok := mountinfo.At(mounts, src)
 	if !ok && whole {
 		// containerd makes an empty directory of a source that is missing.
 		return nil, lost("nothing is mounted where the volume's placeholder was")
 	}
-	key, ours := strings.CutPrefix(on.source, record.PlaceholderSource)
-	if !ok || !ours || on.fsType != "tmpfs" {
+	key, ours := strings.CutPrefix(on.Source, record.PlaceholderSource)
+	if !ok || !ours || on.Type != "tmpfs" {
 		return nil, nil
 	}
 	i := slices.IndexFunc(a, func(at record.Attachment) bool { return at.Key == key && at.Publication.Mode == record.Filesystem })
 	if i < 0 {
 		return nil, lost("the pod's vm does not have the volume %.40s", key)
 	}
-	if dev, ok := device(on.dev); !ok || dev != a[i].Publication.Device {
-		return nil, lost("placeholder of volume %s has device %s, not the one that was published", key, on.dev)
+	if dev, ok := on.Number(); !ok || dev != a[i].Publication.Device {
+		return nil, lost("placeholder of volume %s has device %s, not the one that was published", key, on.Device)
 	}
-	if strings.HasSuffix(on.root, deletedMark) {
+	if strings.HasSuffix(on.Root, deletedMark) {
 		return nil, lost("the subPath's directory has been removed")
 	}
-	sub := strings.TrimPrefix(on.root, "/")
-	if whole && sub != "" || sub != "" && path.Clean(on.root) != on.root {
-		return nil, lost("it shows %q of its placeholder", on.root)
+	sub := strings.TrimPrefix(on.Root, "/")
+	if whole && sub != "" || sub != "" && path.Clean(on.Root) != on.Root {
+		return nil, lost("it shows %q of its placeholder", on.Root)
 	}
 	v := Guest(a[i])
 	if sub != "" {
@@ -142,12 +140,4 @@ func readable(spec *specs.Spec, d specs.LinuxDevice) bool {
 	return spec.Linux.Resources != nil && slices.ContainsFunc(spec.Linux.Resources.Devices, func(r specs.LinuxDeviceCgroup) bool {
 		return r.Allow && r.Type == d.Type && r.Major != nil && *r.Major == d.Major && r.Minor != nil && *r.Minor == d.Minor && !strings.Contains(r.Access, "w")
 	})
-}
-
-// device reads "major:minor".
-func device(s string) (uint64, bool) {
-	major, minor, ok := strings.Cut(s, ":")
-	a, err1 := strconv.ParseUint(major, 10, 32)
-	b, err2 := strconv.ParseUint(minor, 10, 32)
-	return unix.Mkdev(uint32(a), uint32(b)), ok && err1 == nil && err2 == nil
 }

@@ -9,6 +9,7 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
+	"github.com/hypernetes/hypernetes/mountinfo"
 	"github.com/hypernetes/hypernetes/volume/record"
 )
 
@@ -64,8 +65,8 @@ func TestAttached(t *testing.T) {
 // TestAttachedFailsClosed: a placeholder is never what a container gets.
 func TestAttachedFailsClosed(t *testing.T) {
 	const src = "/var/lib/kubelet/pods/u/volumes/kubernetes.io~csi/pvc-1/mount"
-	line := func(dev, root, source string) []mountEntry {
-		return parseMountinfo([]byte("94 27 " + dev + " " + root + " " + src + " rw,nosuid - tmpfs " + source + " rw,size=64k\n"))
+	line := func(dev, root, source string) []mountinfo.Mount {
+		return mountinfo.Parse("94 27 " + dev + " " + root + " " + src + " rw,nosuid - tmpfs " + source + " rw,size=64k\n")
 	}
 	good := record.PlaceholderSource + attachedKey
 	a := Attached{attached(unix.Mkdev(0, 46))}
@@ -76,7 +77,7 @@ func TestAttachedFailsClosed(t *testing.T) {
 	block.Publication.Mode = record.Block
 	for name, tc := range map[string]struct {
 		a      Attached
-		mounts []mountEntry
+		mounts []mountinfo.Mount
 	}{
 		"not mounted":     {a, nil},
 		"no record":       {nil, line("0:46", "/", good)},

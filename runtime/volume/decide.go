@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	hyperstart "github.com/hypernetes/hypernetes/api/hyperstart/v1"
+	"github.com/hypernetes/hypernetes/mountinfo"
 )
 
 // virtual are mount types without a source on the host; they are made in the guest.
@@ -28,7 +29,7 @@ type planner struct {
 	pod Pod
 	dir string // the Pod's kubelet directory, without symbolic links
 	// mounts is read at the first need.
-	mounts []mountEntry
+	mounts []mountinfo.Mount
 }
 
 func (p Pod) plan(ctx context.Context, mounts []specs.Mount) (*Plan, error) {
@@ -181,10 +182,10 @@ func (p *planner) emptyDir(dir, volume, sub string) (*Decision, error) {
 	}
 	e := &hyperstart.EmptyDir{Mode: st.Mode & 0o7777, Uid: st.Uid, Gid: st.Gid}
 	// Only a mount of its own tells: the kubelet's root may itself be on a tmpfs.
-	if m, ok := mountAt(p.mounts, dir); ok {
-		switch m.fsType {
+	if m, ok := mountinfo.At(p.mounts, dir); ok {
+		switch m.Type {
 		case "tmpfs":
-			e.Memory, e.SizeLimit = true, tmpfsSize(m.super)
+			e.Memory, e.SizeLimit = true, tmpfsSize(m.Options)
 		case "hugetlbfs":
 			return nil, fmt.Errorf("emptyDir %s is of huge pages, which Pods in a VM cannot have: use medium Memory: %w", volume, errdefs.ErrInvalidArgument)
 		}
@@ -204,11 +205,11 @@ func (p *planner) readMounts() error {
 	if p.mounts != nil {
 		return nil
 	}
-	text, err := os.ReadFile("/proc/self/mountinfo")
+	mounts, err := mountinfo.Read("self")
 	if err != nil {
 		return fmt.Errorf("read mounts: %w", err)
 	}
-	p.mounts = parseMountinfo(text)
+	p.mounts = mounts
 	return nil
 }
 

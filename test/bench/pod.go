@@ -57,8 +57,13 @@ func (r *runtimeService) start(ctx context.Context, handler, name string) (pod, 
 }
 
 // run starts a Pod with one container and waits for its first line. What was started is
-// returned also with an error, to be removed.
-func (r *runtimeService) run(ctx context.Context, handler, name, image string, command ...string) (p pod, err error) {
+// returned also with an error, to be removed. The Pod's UID is its name.
+func (r *runtimeService) run(ctx context.Context, handler, name, image string, command ...string) (pod, error) {
+	return r.runWith(ctx, handler, name, image, nil, command...)
+}
+
+// runWith is run with devices in the container.
+func (r *runtimeService) runWith(ctx context.Context, handler, name, image string, devices []*cri.Device, command ...string) (p pod, err error) {
 	logDir := filepath.Join("/var/log/pods", "bench_"+name+"_"+name)
 	sandbox := &cri.PodSandboxConfig{
 		Metadata: &cri.PodSandboxMetadata{Name: name, Namespace: "bench", Uid: name},
@@ -69,6 +74,7 @@ func (r *runtimeService) run(ctx context.Context, handler, name, image string, c
 		Metadata: &cri.ContainerMetadata{Name: "first"},
 		Image:    &cri.ImageSpec{Image: image},
 		Command:  command,
+		Devices:  devices,
 		LogPath:  "first.log", Linux: &cri.LinuxContainerConfig{},
 	}
 	step := func(d *time.Duration, f func() error) {

@@ -21,8 +21,8 @@ type Cluster struct {
 	// Monitor is where it listens, host:port.
 	Monitor string
 
-	t   *testing.T
-	dir string
+	t          testing.TB
+	dir, netns string
 }
 
 const cephConf = `[global]
@@ -51,20 +51,31 @@ osd_op_num_shards = 2
 osd_class_update_on_start = false
 `
 
-// Start starts a cluster that ends with the test.
-func Start(t *testing.T) *Cluster {
-	t.Helper()
+// Missing is why there can be no cluster here, or nil.
+func Missing() error {
 	for _, p := range []string{"ceph-mon", "ceph-osd", "ceph-authtool", "monmaptool", "ceph", "rbd"} {
 		if _, err := exec.LookPath(p); err != nil {
-			t.Skipf("skipped: %v: install the Debian packages ceph-mon, ceph-osd and ceph-common", err)
+			return fmt.Errorf("%w: install the Debian packages ceph-mon, ceph-osd and ceph-common", err)
 		}
+	}
+	return nil
+}
+
+// Start starts a cluster that ends with the test.
+func Start(t testing.TB) *Cluster { return StartIn(t, "") }
+
+// StartIn starts one on the loopback of the network namespace at a path, "" for this one.
+func StartIn(t testing.TB, netns string) *Cluster {
+	t.Helper()
+	if err := Missing(); err != nil {
+		t.Skipf("skipped: %v", err)
 	}
 	dir, err := os.MkdirTemp("/var/tmp", "h8s-ceph-")
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
-	c := &Cluster{t: t, dir: dir}
+	c := &Cluster{t: t, dir: dir, netns: netns}
 	v2, v1 := freePort(t), freePort(t)
 	c.Monitor = v1
 	for _, d := range []string{"run", "mon", "osd"} {
@@ -100,7 +111,7 @@ func newUUID() string {
 	return fmt.Sprintf("%x-%x-%x-%x-%x", b[:4], b[4:6], b[6:8], b[8:10], b[10:])
 }
 
-func freePort(t *testing.T) string {
+func freePort(t testing.TB) string {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -120,11 +131,19 @@ func (c *Cluster) write(name, content string) {
 	}
 }
 
+// command is in the cluster's namespace: nsenter becomes the program.
+func (c *Cluster) command(name string, args []string) *exec.Cmd {
+	if c.netns == "" {
+		return exec.Command(name, args...)
+	}
+	return exec.Command("nsenter", append([]string{"--net=" + c.netns, name}, args...)...)
+}
+
 // Run runs a program of Ceph and returns its output.
 func (c *Cluster) Run(name string, args ...string) string {
 	c.t.Helper()
 	var errb bytes.Buffer
-	cmd := exec.Command(name, args...)
+	cmd := c.command(name, args)
 	cmd.Stderr = &errb
 	out, err := cmd.Output()
 	if err != nil {
@@ -142,7 +161,7 @@ func (c *Cluster) RBD(args ...string) string {
 // daemon runs until the test's end.
 func (c *Cluster) daemon(name string, args ...string) {
 	c.t.Helper()
-	cmd := exec.Command(name, args...)
+	cmd := c.command(name, args)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	if err := cmd.Start(); err != nil {
 		c.t.Fatal(err)

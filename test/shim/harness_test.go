@@ -37,16 +37,18 @@ const patience = 3 * time.Minute
 
 // shim is one real shim process.
 type shim struct {
-	t       *testing.T
-	id      string
-	binary  string
-	dir     string // of this test
-	bundle  string
-	layer   string
-	args    []string
-	sandbox sandboxapi.TTRPCSandboxService
-	task    taskapi.TTRPCTaskService
-	volumes volumeapi.VolumesService
+	t      *testing.T
+	id     string
+	binary string
+	dir    string // of this test
+	bundle string
+	layer  string
+	// programs are further ones in the layer's /bin.
+	programs []string
+	args     []string
+	sandbox  sandboxapi.TTRPCSandboxService
+	task     taskapi.TTRPCTaskService
+	volumes  volumeapi.VolumesService
 	// kubelet is its root directory, volumeRoot where the volume plugin's records are.
 	kubelet, volumeRoot string
 }
@@ -77,11 +79,11 @@ func start(t *testing.T, change ...func(*shim)) *shim {
 	s := &shim{t: t, id: fmt.Sprintf("shimtest-%d", time.Now().UnixNano()), dir: t.TempDir(), binary: need(t, "bin", "containerd-shim-hyper-v2")}
 	s.bundle = filepath.Join(s.dir, "bundle")
 	check(t, os.Mkdir(s.bundle, 0o700))
-	s.layer = busybox(t, s.dir)
 	s.kubelet, s.volumeRoot = filepath.Join(s.dir, "kubelet"), filepath.Join(s.dir, "volumes")
 	for _, c := range change {
 		c(s)
 	}
+	s.layer = busybox(t, s.dir, s.programs...)
 	config := filepath.Join(s.dir, "hyper.toml")
 	check(t, os.WriteFile(config, fmt.Appendf(nil, "kernel = %q\ninitrd = %q\nscratch = %q\nscratch_size_gib = 16\nstate_dir = %q\nscratch_dir = %q\nkubelet_root = %q\nvolume_root = %q\nuid_base = 1890000000\n",
 		need(t, "share", "vmlinux"), need(t, "share", "initramfs.img"), need(t, "share", "scratch.ext4"), s.state(), s.dir, s.kubelet, s.volumeRoot), 0o600))
@@ -158,25 +160,32 @@ func (s *shim) leftovers() []string {
 	return left
 }
 
-// busybox makes an image layer of Debian's busybox and its libraries.
-func busybox(t *testing.T, dir string) string {
+// busybox makes an image layer of Debian's busybox and its libraries, and of programs that
+// need none.
+func busybox(t *testing.T, dir string, programs ...string) string {
 	t.Helper()
 	tree := filepath.Join(dir, "tree")
 	libs, err := closure.Of("", "/usr/bin/busybox")
 	if err != nil {
 		t.Skipf("skipped: Debian package busybox: %v", err)
 	}
-	for _, f := range append(libs, "/usr/bin/busybox") {
-		b, err := os.ReadFile(f)
+	put := func(from, to string) {
+		b, err := os.ReadFile(from)
 		check(t, err)
-		to := filepath.Join(tree, f)
+		to = filepath.Join(tree, to)
 		check(t, os.MkdirAll(filepath.Dir(to), 0o755))
 		check(t, os.WriteFile(to, b, 0o755))
+	}
+	for _, f := range append(libs, "/usr/bin/busybox") {
+		put(f, f)
+	}
+	for _, p := range programs {
+		put(p, filepath.Join("bin", filepath.Base(p)))
 	}
 	for _, d := range []string{"bin", "proc", "sys", "dev", "tmp", "etc"} {
 		check(t, os.MkdirAll(filepath.Join(tree, d), 0o755))
 	}
-	for _, applet := range []string{"sh", "ls", "sleep", "hostname", "dd", "tr", "cat"} {
+	for _, applet := range []string{"sh", "ls", "sleep", "hostname", "dd", "tr", "cat", "mkdir", "rm"} {
 		check(t, os.Symlink("/usr/bin/busybox", filepath.Join(tree, "bin", applet)))
 	}
 	layer := filepath.Join(dir, "layer.erofs")

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	volumeapi "github.com/hypernetes/hypernetes/api/volume/v1"
+	"github.com/hypernetes/hypernetes/proc"
 	shimrecord "github.com/hypernetes/hypernetes/runtime/record"
 	"github.com/hypernetes/hypernetes/test/ceph"
 	"github.com/hypernetes/hypernetes/volume/record"
@@ -84,9 +85,9 @@ func (n *node) placeholder() uint64 {
 	return st.Dev
 }
 
-func (n *node) start() *shim {
+func (n *node) start(programs ...string) *shim {
 	n.t.Helper()
-	return start(n.t, func(s *shim) { s.kubelet, s.volumeRoot = n.kubelet, n.store.Root })
+	return start(n.t, func(s *shim) { s.kubelet, s.volumeRoot, s.programs = n.kubelet, n.store.Root, programs })
 }
 
 // mounted gives a container both volumes.
@@ -177,9 +178,9 @@ func TestShimKilledWithVolumes(t *testing.T) {
 	}
 	r, err := s.task.Connect(s.ctx(), &taskapi.ConnectRequest{ID: s.id})
 	check(t, err)
-	process, err := shimrecord.Find(int(r.ShimPid))
+	id, err := proc.Find(int(r.ShimPid))
 	check(t, err)
-	check(t, process.Kill(s.ctx(), patience)) // dead, not dying: delete is harmless to what lives
+	check(t, id.Kill(s.ctx(), patience)) // dead, not dying: delete is harmless to what lives
 	s.run(nil, "delete", "-bundle", s.bundle)
 	check(t, errors.Join(n.unpublish(), n.store.Unstage(n.fs.Key), n.store.Unstage(n.raw.Key)))
 	if _, err := n.store.Shim("uid-1"); !errdefs.IsNotFound(err) {

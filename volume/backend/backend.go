@@ -131,6 +131,23 @@ type Files interface {
 	Connect(ctx context.Context, volume string) (Connection, error)
 }
 
+// Inline is a volume that a Pod has of its own (volumes[].csi).
+type Inline struct {
+	ID string
+	// Owner is the kubelet's directory of the volume: one without it is nobody's.
+	Owner string
+}
+
+// Inlines are files of the node that asks, each there as long as a Pod has it. Errors are
+// those of Volumes.
+type Inlines interface {
+	// CreateInline makes an empty one, or connects the one that is there.
+	CreateInline(ctx context.Context, v Inline, bytes int64) (Connection, error)
+	// DeleteInline of a volume that is gone succeeds.
+	DeleteInline(ctx context.Context, id string) error
+	ListInline() ([]Inline, error)
+}
+
 // Mutable volumes change their class (VolumeAttributesClass).
 type Mutable interface {
 	Modify(ctx context.Context, id string, parameters map[string]string) error

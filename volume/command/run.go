@@ -123,7 +123,6 @@ func runNode(ctx context.Context, o nodeOptions, backends []*Backend, version st
 	m := newMetrics()
 	group, ctx := errgroup.WithContext(ctx)
 	collector := &driver.Collector{Store: store, Places: places, Root: o.kubeletRoot, Locks: locks, Interval: o.collect, Observe: m.collected}
-	group.Go(func() error { return collector.Run(ctx) })
 
 	var registrations []*endpoint.Registration
 	for _, b := range backends {
@@ -139,6 +138,7 @@ func runNode(ctx context.Context, o nodeOptions, backends []*Backend, version st
 		if parts.Tenants {
 			service.Owners = owner.API{Reader: api}
 		}
+		collector.Nodes = append(collector.Nodes, service)
 		socket := filepath.Join(o.kubeletRoot, "plugins", b.Driver, "csi.sock")
 		server := newServer(b.Driver, m)
 		csi.RegisterIdentityServer(server, &driver.Identity{Name: b.Driver, Version: version, Topology: parts.Topology != nil})
@@ -166,6 +166,7 @@ func runNode(ctx context.Context, o nodeOptions, backends []*Backend, version st
 			group.Go(func() error { return ended(ctx, parts.Run(ctx)) })
 		}
 	}
+	group.Go(func() error { return collector.Run(ctx) })
 	group.Go(func() error {
 		return serveHealth(ctx, o.health, m, func() error { return unregistered(registrations) })
 	})

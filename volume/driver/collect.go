@@ -17,11 +17,13 @@ import (
 )
 
 // Collector removes what calls left behind that were killed and never repeated: records
-// of Pods without a placeholder, placeholders and loop devices without a record. What a VM
-// has stays, and so does what a call is at work on.
+// of Pods without a placeholder, placeholders and loop devices without a record, volumes of
+// Pods that are gone. What a VM has stays, and so does what a call is at work on.
 type Collector struct {
 	Store  record.Store
 	Places Places
+	// Nodes are the node's drivers.
+	Nodes []*Node
 	// Root is the kubelet's directory: placeholders elsewhere are not this node's.
 	Root string
 	// Locks are those of the node's drivers.
@@ -76,6 +78,9 @@ func (c *Collector) Collect(ctx context.Context) error {
 		if err != nil {
 			errs = append(errs, fmt.Errorf("volume %s: %w", key, err))
 		}
+	}
+	for _, n := range c.Nodes {
+		errs = append(errs, n.collectInline(ctx, c.Root))
 	}
 	if c.Observe != nil {
 		c.Observe(publications, len(there))

@@ -3,7 +3,6 @@ package driver
 import (
 	"context"
 	"fmt"
-	"regexp"
 
 	"github.com/container-storage-interface/spec/lib/go/csi"
 	"github.com/containerd/errdefs"
@@ -20,18 +19,13 @@ type pod struct{ uid, namespace, name string }
 func podOf(volumeContext map[string]string) (pod, error) {
 	p := pod{volumeContext[podUID], volumeContext[podNamespace], volumeContext[podName]}
 	switch {
-	case volumeContext[podEphemeral] == "true":
-		return p, fmt.Errorf("volumes[].csi in a Pod makes no volume with this driver: use volumes[].ephemeral.volumeClaimTemplate, which lives as long: %w", errdefs.ErrInvalidArgument)
 	case p.uid == "" || p.namespace == "":
 		return p, fmt.Errorf("volume_context has no %s or %s: set podInfoOnMount: true in the CSIDriver: %w", podUID, podNamespace, errdefs.ErrInvalidArgument)
-	case !podUIDPattern.MatchString(p.uid):
+	case !record.ValidPod(p.uid):
 		return p, bad("volume_context "+podUID, p.uid, "must be a Pod's UID", errdefs.ErrInvalidArgument)
 	}
 	return p, nil
 }
-
-// podUIDPattern is what records take: the UID names a file there.
-var podUIDPattern = regexp.MustCompile(`^[a-z0-9][a-z0-9-]{0,62}$`)
 
 // NodePublishVolume implements csi.NodeServer.
 func (n *Node) NodePublishVolume(ctx context.Context, r *csi.NodePublishVolumeRequest) (*csi.NodePublishVolumeResponse, error) {
@@ -45,7 +39,8 @@ func (n *Node) NodePublishVolume(ctx context.Context, r *csi.NodePublishVolumeRe
 	if err != nil {
 		return nil, err
 	}
-	if r.GetStagingTargetPath() == "" {
+	inline := r.GetVolumeContext()[podEphemeral] == "true"
+	if r.GetStagingTargetPath() == "" && !inline {
 		return nil, fmt.Errorf("staging_target_path is missing: stage the volume first: %w", errdefs.ErrFailedPrecondition)
 	}
 	who, err := podOf(r.GetVolumeContext())
@@ -57,7 +52,12 @@ func (n *Node) NodePublishVolume(ctx context.Context, r *csi.NodePublishVolumeRe
 		return nil, err
 	}
 	defer unlock()
-	st, err := n.staged(ctx, key, r, who)
+	var st record.Staged
+	if inline {
+		st, err = n.inline(ctx, key, r, u)
+	} else {
+		st, err = n.staged(ctx, key, r, who)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -206,6 +206,9 @@ func (n *Node) NodeUnpublishVolume(ctx context.Context, r *csi.NodeUnpublishVolu
 		log.G(ctx).WithFields(log.Fields{"volume": r.GetVolumeId(), "pod": p.PodUID}).Info("volume unpublished")
 	}
 	if err := n.Places.Remove(key, r.GetTargetPath()); err != nil {
+		return nil, fmt.Errorf("volume %s: %w", r.GetVolumeId(), err)
+	}
+	if err := n.endInline(ctx, key, r.GetVolumeId()); err != nil {
 		return nil, fmt.Errorf("volume %s: %w", r.GetVolumeId(), err)
 	}
 	return &csi.NodeUnpublishVolumeResponse{}, nil

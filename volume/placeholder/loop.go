@@ -14,6 +14,7 @@ import (
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 
+	"github.com/hypernetes/hypernetes/mountinfo"
 	"github.com/hypernetes/hypernetes/volume/record"
 )
 
@@ -231,7 +232,7 @@ func free(file string) error {
 
 // devices finds the devices' placeholders: where a loop device of one of our files is
 // bound. One that is bound nowhere has no Target.
-func (p Places) devices(all []mount) ([]Placeholder, error) {
+func (p Places) devices(all []mountinfo.Mount) ([]Placeholder, error) {
 	entries, err := os.ReadDir(p.Dir)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("placeholder: %w", err)
@@ -248,14 +249,14 @@ func (p Places) devices(all []mount) ([]Placeholder, error) {
 	var out []Placeholder
 	for _, m := range all {
 		var st unix.Stat_t
-		if !strings.HasPrefix(m.root, "/loop") || unix.Lstat(m.target, &st) != nil || st.Mode&unix.S_IFMT != unix.S_IFBLK || unix.Major(st.Rdev) != loopMajor {
+		if !strings.HasPrefix(m.Root, "/loop") || unix.Lstat(m.Target, &st) != nil || st.Mode&unix.S_IFMT != unix.S_IFBLK || unix.Major(st.Rdev) != loopMajor {
 			continue
 		}
 		for file := range files {
 			key, _, _ := strings.Cut(filepath.Base(file), "-")
 			// The kubelet binds the device once more, elsewhere: that path has no file.
-			if checkKey(key) == nil && file == p.file(key, m.target) {
-				out = append(out, Placeholder{Device, key, m.target, st.Rdev})
+			if checkKey(key) == nil && file == p.file(key, m.Target) {
+				out = append(out, Placeholder{Device, key, m.Target, st.Rdev})
 				delete(files, file)
 				break
 			}
@@ -282,7 +283,7 @@ func (p Places) Collect(key string) error {
 	}
 	bound := map[string]bool{}
 	for _, m := range all {
-		bound[p.file(key, m.target)] = true
+		bound[p.file(key, m.Target)] = true
 	}
 	files, err := filepath.Glob(filepath.Join(p.Dir, key+"-*"+suffix))
 	if err != nil {

@@ -24,6 +24,7 @@ import (
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 
+	"github.com/hypernetes/hypernetes/mountinfo"
 	"github.com/hypernetes/hypernetes/volume/record"
 )
 
@@ -79,7 +80,7 @@ func (p Places) Directory(key, target string) (uint64, error) {
 		if err := unix.Mount(record.PlaceholderSource+key, target, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, options); err != nil {
 			return 0, fmt.Errorf("placeholder: mount %s: %w", target, err)
 		}
-	case top.source != record.PlaceholderSource+key || top.fsType != "tmpfs" || top.root != "/":
+	case top.Source != record.PlaceholderSource+key || top.Type != "tmpfs" || top.Root != "/":
 		return 0, foreign(target, top)
 	}
 	// A call that was killed may have mounted and no more.
@@ -132,8 +133,8 @@ func (p Places) Remove(key, target string) error {
 
 // ours tells whether a mount is this volume's placeholder. A device's is: what is bound
 // is a loop device of our file, or one that was and is no more.
-func (p Places) ours(key, target string, m *mount) bool {
-	if m.fsType == "tmpfs" && m.source == record.PlaceholderSource+key && m.root == "/" {
+func (p Places) ours(key, target string, m *mountinfo.Mount) bool {
+	if m.Type == "tmpfs" && m.Source == record.PlaceholderSource+key && m.Root == "/" {
 		return true
 	}
 	var st unix.Stat_t
@@ -192,14 +193,35 @@ func (p Places) List() ([]Placeholder, error) {
 	}
 	var out []Placeholder
 	for _, m := range all {
-		key, ok := strings.CutPrefix(m.source, record.PlaceholderSource)
+		key, ok := strings.CutPrefix(m.Source, record.PlaceholderSource)
+		device, valid := m.Number()
 		// Binds of a part of it are the kubelet's subPaths.
-		if ok && m.fsType == "tmpfs" && m.root == "/" && checkKey(key) == nil {
-			out = append(out, Placeholder{Directory, key, m.target, m.device})
+		if ok && valid && m.Type == "tmpfs" && m.Root == "/" && checkKey(key) == nil {
+			out = append(out, Placeholder{Directory, key, m.Target, device})
 		}
 	}
 	devices, err := p.devices(all)
 	return append(out, devices...), err
+}
+
+func mounts() ([]mountinfo.Mount, error) {
+	all, err := mountinfo.Read("self")
+	if err != nil {
+		return nil, fmt.Errorf("placeholder: %w", err)
+	}
+	return all, nil
+}
+
+// mountAt returns the uppermost mount at a path, nil for none.
+func mountAt(target string) (*mountinfo.Mount, error) {
+	all, err := mounts()
+	if err != nil {
+		return nil, err
+	}
+	if m, ok := mountinfo.At(all, target); ok {
+		return &m, nil
+	}
+	return nil, nil
 }
 
 func check(key, target string) error {
@@ -219,6 +241,6 @@ func checkKey(key string) error {
 	return nil
 }
 
-func foreign(target string, m *mount) error {
-	return fmt.Errorf("target path %s has a mount of %.100q (%s) that is not this volume's placeholder: unmount it: %w", target, m.source, m.fsType, errdefs.ErrFailedPrecondition)
+func foreign(target string, m *mountinfo.Mount) error {
+	return fmt.Errorf("target path %s has a mount of %.100q (%s) that is not this volume's placeholder: unmount it: %w", target, m.Source, m.Type, errdefs.ErrFailedPrecondition)
 }

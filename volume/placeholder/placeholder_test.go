@@ -252,24 +252,3 @@ func TestDeviceCrashes(t *testing.T) {
 	}
 	gone(t, p, target)
 }
-
-func FuzzParse(f *testing.F) {
-	f.Add("94 27 0:46 /a/b /var/lib/x rw,nosuid - tmpfs h8s-vol:651b rw,size=64k\n")
-	f.Add("1 2 3:4 / /a\\040b rw shared:1 - ext4 /dev/a\\134 rw\n")
-	f.Add("1 2 x:y / / rw - a b\n\n - \n")
-	f.Fuzz(func(t *testing.T, text string) {
-		for _, m := range parse(text) {
-			if m.fsType == "" {
-				t.Errorf("%q gives %+v", text, m)
-			}
-		}
-	})
-}
-
-func TestParse(t *testing.T) {
-	got := parse("94 27 0:46 /a/b /pod\\040a rw,nosuid shared:3 master:1 - tmpfs h8s-vol:651b rw\nno line\n")
-	want := []mount{{unix.Mkdev(0, 46), "/a/b", "/pod a", "tmpfs", "h8s-vol:651b"}}
-	if !slices.Equal(got, want) {
-		t.Errorf("%+v", got)
-	}
-}

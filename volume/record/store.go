@@ -1,7 +1,6 @@
 package record
 
 import (
-	"bytes"
 	"crypto/sha256"
 	"encoding/base32"
 	"encoding/hex"
@@ -17,6 +16,8 @@ import (
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
+
+	"github.com/hypernetes/hypernetes/atomicfile"
 )
 
 const (
@@ -25,8 +26,6 @@ const (
 	maxShim   = 256
 	// maxVolumes bounds how many volumes of a node are looked at for a Pod.
 	maxVolumes = 10000
-	// tmpSuffix ends what is being written; readers pass over it.
-	tmpSuffix = ".tmp"
 )
 
 // ValidPod tells whether a Pod with this UID can have volumes.
@@ -124,7 +123,7 @@ func (s Store) Stage(st Staged, secrets map[string][]byte) error {
 	if err := s.putSecrets(key, secrets); err != nil {
 		return fmt.Errorf("stage volume %s: %w", st.Volume, err)
 	}
-	if err := replace(s.staged(key), b, 0o600); err != nil {
+	if err := atomicfile.Write(s.staged(key), b, 0o600); err != nil {
 		return fmt.Errorf("stage volume %s: %w", st.Volume, err)
 	}
 	return nil
@@ -153,7 +152,7 @@ func (s Store) putSecrets(key string, secrets map[string][]byte) error {
 		}
 	}
 	for name, value := range secrets {
-		if err := replace(filepath.Join(s.secrets(key), name), value, 0o400); err != nil {
+		if err := atomicfile.Write(filepath.Join(s.secrets(key), name), value, 0o400); err != nil {
 			return err
 		}
 	}
@@ -287,7 +286,7 @@ func samePlace(a, b Publication) bool {
 }
 
 func (s Store) replacePublication(key, podUID string, b []byte) error {
-	if err := replace(s.publication(key, podUID), b, 0o600); err != nil {
+	if err := atomicfile.Write(s.publication(key, podUID), b, 0o600); err != nil {
 		return fmt.Errorf("publish volume %s: %w", key, err)
 	}
 	return nil
@@ -454,7 +453,7 @@ func (s Store) Sweep() error {
 	var errs []error
 	for _, pattern := range []string{"volumes/*/*", "volumes/*/pods/*", "volumes/*/secret/*", "pods/*"} {
 		// The pattern is well formed, and below Root are our names only.
-		left, _ := filepath.Glob(filepath.Join(s.root(), pattern+tmpSuffix))
+		left, _ := filepath.Glob(filepath.Join(s.root(), pattern+atomicfile.Suffix))
 		for _, path := range left {
 			errs = append(errs, remove(path))
 		}
@@ -513,7 +512,7 @@ func (s Store) SetShim(podUID, address string) error {
 	if err := os.MkdirAll(filepath.Dir(s.shim(podUID)), 0o700); err != nil {
 		return fmt.Errorf("address of pod %s: %w", podUID, err)
 	}
-	if err := replace(s.shim(podUID), []byte(address), 0o600); err != nil {
+	if err := atomicfile.Write(s.shim(podUID), []byte(address), 0o600); err != nil {
 		return fmt.Errorf("address of pod %s: %w", podUID, err)
 	}
 	return nil
@@ -587,37 +586,6 @@ func touch(path string) error {
 		return err
 	}
 	return f.Close()
-}
-
-// replace makes path have this content, whatever happens meanwhile: all of it or what
-// was there before. The lock is held.
-func replace(path string, content []byte, mode os.FileMode) error {
-	if old, err := os.ReadFile(path); err == nil && bytes.Equal(old, content) {
-		return nil
-	}
-	tmp := path + tmpSuffix
-	if err := remove(tmp); err != nil {
-		return err
-	}
-	f, err := os.OpenFile(tmp, os.O_CREATE|os.O_WRONLY|os.O_EXCL|unix.O_NOFOLLOW, mode)
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(content)
-	if err == nil {
-		err = f.Sync()
-	}
-	if err = errors.Join(err, f.Close()); err != nil {
-		return err
-	}
-	if err := os.Rename(tmp, path); err != nil {
-		return err
-	}
-	dir, err := os.Open(filepath.Dir(path))
-	if err != nil {
-		return err
-	}
-	return errors.Join(dir.Sync(), dir.Close())
 }
 
 func remove(path string) error {

@@ -15,6 +15,8 @@ import (
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
+
+	"github.com/hypernetes/hypernetes/atomicfile"
 )
 
 var update = flag.Bool("update", false, "rewrite the golden files")
@@ -454,14 +456,14 @@ func TestCrash(t *testing.T) {
 		for i, rel := range files {
 			path, name := filepath.Join(root, rel), rel
 			if mask&(1<<i) == 0 {
-				name = rel + tmpSuffix // being written
-				path += tmpSuffix
+				name = rel + atomicfile.Suffix // being written
+				path += atomicfile.Suffix
 			}
 			if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 				t.Fatal(err)
 			}
 			b, _ := os.ReadFile(filepath.Join(full, rel))
-			if strings.HasSuffix(name, tmpSuffix) {
+			if strings.HasSuffix(name, atomicfile.Suffix) {
 				b = b[:len(b)/2]
 			}
 			if err := os.WriteFile(path, b, 0o600); err != nil {

@@ -1,6 +1,9 @@
 package v1alpha1
 
-import metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+import (
+	"k8s.io/apimachinery/pkg/api/resource"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+)
 
 // FinalizerLocal keeps a LocalVolume or LocalSnapshot until its node has removed the file.
 const FinalizerLocal = "hypernetes.io/local-volume"
@@ -159,8 +162,8 @@ type LocalSnapshotList struct {
 	Items           []LocalSnapshot `json:"items"`
 }
 
-// LocalStore is what a node has for LocalVolumes. Its name is the node's, and only its CSI
-// plugin writes it.
+// LocalStore is what a node has for LocalVolumes. Its name is the node's, and its CSI
+// plugin makes it and writes its status; the spec is the operator's.
 //
 // +kubebuilder:object:root=true
 // +kubebuilder:resource:scope=Cluster,categories=h8s
@@ -173,7 +176,18 @@ type LocalStore struct {
 	metav1.TypeMeta   `json:",inline"`
 	metav1.ObjectMeta `json:"metadata,omitempty"`
 
+	Spec   LocalStoreSpec   `json:"spec,omitempty"`
 	Status LocalStoreStatus `json:"status,omitempty"`
+}
+
+// DefaultInlineMax is LocalStoreSpec.InlineMax where the operator says nothing.
+const DefaultInlineMax = "16Gi"
+
+// LocalStoreSpec is what the operator allows on a node.
+type LocalStoreSpec struct {
+	// InlineMax is the size of the largest volume that a Pod there has of its own
+	// (volumes[].csi): 16Gi if it is not set, none if 0.
+	InlineMax *resource.Quantity `json:"inlineMax,omitempty"`
 }
 
 // LocalStoreStatus is what the node found.

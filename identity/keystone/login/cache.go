@@ -15,7 +15,7 @@ import (
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 
-	"github.com/hypernetes/hypernetes/cluster/atomicfile"
+	"github.com/hypernetes/hypernetes/atomicfile"
 )
 
 const (

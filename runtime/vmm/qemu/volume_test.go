@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
@@ -158,9 +159,9 @@ func fdFlags(t *testing.T, pid int, path string) int {
 	return all
 }
 
-// TestServedDisk: a disk behind a storage daemon is written, grows and fails as one.
-func TestServedDisk(t *testing.T) {
-	files := variants(t)
+// served is a storage daemon with the volume vol, a file.
+func served(ctx context.Context, t *testing.T) (*storage.Daemon, string) {
+	t.Helper()
 	if _, err := exec.LookPath("qemu-storage-daemon"); err != nil {
 		t.Skip("skipped: no qemu-storage-daemon: install the Debian package qemu-system-common")
 	}
@@ -169,8 +170,6 @@ func TestServedDisk(t *testing.T) {
 	if err := os.Chmod(path, 0o666); err != nil { // the daemon opens it as its own user
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), bootTimeout)
-	defer cancel()
 	d, err := storage.Start(ctx, storage.Config{
 		ID: "served", Dir: t.TempDir(), UID: 1879048194,
 		Volumes: []storage.Volume{{Serial: "vol", Source: record.Source{File: &record.File{Path: path}}}},
@@ -183,6 +182,70 @@ func TestServedDisk(t *testing.T) {
 			t.Error(err)
 		}
 	})
+	return d, path
+}
+
+// TestServedDiskHangs: a storage daemon that waits for its Ceph keeps neither QEMU from
+// answering nor the VM from ending.
+func TestServedDiskHangs(t *testing.T) {
+	files := variants(t)
+	ctx, cancel := context.WithTimeout(t.Context(), bootTimeout)
+	defer cancel()
+	d, path := served(ctx, t)
+	nbd, err := d.Connect(ctx, "vol")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer nbd.Conn.Close()
+	c := config(files[len(files)-1])
+	c.Disks = []vmm.Disk{{Serial: "vol", NBD: nbd, Persistent: true}}
+	g := boot(t, c)
+	g.ask("put vol one", "put")
+	hang := func(text string) {
+		t.Helper()
+		if err := unix.Kill(d.PID(), unix.SIGSTOP); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = unix.Kill(d.PID(), unix.SIGCONT) })
+		g.send("put vol " + text)
+		for range 10 {
+			ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+			defer cancel()
+			for _, command := range []string{"query-status", "query-blockstats"} {
+				if _, err := g.qmp.Execute(ctx, command, nil); err != nil {
+					t.Fatalf("%s while the storage hangs: %v", command, err)
+				}
+			}
+			<-time.After(50 * time.Millisecond)
+		}
+	}
+	hang("two")
+	if err := unix.Kill(d.PID(), unix.SIGCONT); err != nil {
+		t.Fatal(err)
+	}
+	if got := g.line(); got != "put" {
+		t.Errorf("when the storage is back the guest says %q", got)
+	}
+	hang("three")
+	if err := g.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case <-g.Done():
+	case <-time.After(30 * time.Second):
+		t.Fatal("a VM whose storage hangs does not end")
+	}
+	if b, err := os.ReadFile(path); err != nil || !strings.HasPrefix(string(b), "two\x00") {
+		t.Errorf("the file has %.20q, %v", b, err)
+	}
+}
+
+// TestServedDisk: a disk behind a storage daemon is written, grows and fails as one.
+func TestServedDisk(t *testing.T) {
+	files := variants(t)
+	ctx, cancel := context.WithTimeout(t.Context(), bootTimeout)
+	defer cancel()
+	d, path := served(ctx, t)
 	connect := func() *vmm.NBD {
 		nbd, err := d.Connect(ctx, "vol")
 		if err != nil {

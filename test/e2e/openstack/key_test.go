@@ -11,8 +11,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/hypernetes/hypernetes/mountinfo"
 	"github.com/hypernetes/hypernetes/test/e2e/testcloud"
-	"github.com/hypernetes/hypernetes/test/e2e/testcluster"
 	"github.com/hypernetes/hypernetes/volume/backend/cinder"
 )
 
@@ -117,8 +117,8 @@ func holds(r io.Reader, needles [][]byte) bool {
 }
 
 // tmpfs says whether a path is in memory, by the longest mount above it.
-func tmpfs(mounts []testcluster.Mount, path string) bool {
-	longest := testcluster.Mount{}
+func tmpfs(mounts []mountinfo.Mount, path string) bool {
+	longest := mountinfo.Mount{}
 	for _, m := range mounts {
 		if (m.Target == "/" || path == m.Target || strings.HasPrefix(path, m.Target+"/")) && len(m.Target) >= len(longest.Target) {
 			longest = m

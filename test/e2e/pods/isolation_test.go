@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/hypernetes/hypernetes/mountinfo"
 	"github.com/hypernetes/hypernetes/test/e2e/testcluster"
 )
 
@@ -106,7 +107,7 @@ func nothingShared(t *testing.T, n *testcluster.Namespace, vm testcluster.Proces
 }
 
 func noLayerMounted(t *testing.T, n *testcluster.Namespace) {
-	namespaces := map[string][]testcluster.Mount{"node": n.NodeMounts(t), "host": n.HostMounts(t)}
+	namespaces := map[string][]mountinfo.Mount{"node": n.NodeMounts(t), "host": n.HostMounts(t)}
 	for where, mounts := range namespaces {
 		for _, m := range mounts {
 			if m.Type == "erofs" || strings.Contains(m.Source+m.Options, "snapshotter") {

@@ -11,6 +11,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/hypernetes/hypernetes/mountinfo"
 )
 
 // Inventory is everything on the machine and in the node that a Pod could leave
@@ -145,35 +147,23 @@ func Foreign(target string) bool {
 	return strings.HasPrefix(target, filepath.Join(os.TempDir(), "edgetest-"))
 }
 
-// Mount is a line of a mountinfo file.
-type Mount struct{ Root, Target, Type, Source, Options string }
-
-func mountsOf(t testing.TB, pid string) []Mount {
+func mountsOf(t testing.TB, pid string) []mountinfo.Mount {
 	t.Helper()
-	b, err := os.ReadFile("/proc/" + pid + "/mountinfo")
+	mounts, err := mountinfo.Read(pid)
 	if err != nil {
 		t.Fatal(err)
 	}
-	var out []Mount
-	for line := range strings.Lines(string(b)) {
-		left, right, ok := strings.Cut(strings.TrimSpace(line), " - ")
-		l, r := strings.Fields(left), strings.Fields(right)
-		if !ok || len(l) < 6 || len(r) < 3 {
-			t.Fatalf("mountinfo of %s: unexpected line %q", pid, line)
-		}
-		out = append(out, Mount{Root: l[3], Target: l[4], Type: r[0], Source: r[1], Options: r[2]})
-	}
-	return out
+	return mounts
 }
 
 // NodeMounts lists the mounts of the node's mount namespace.
-func (c *Cluster) NodeMounts(t testing.TB) []Mount {
+func (c *Cluster) NodeMounts(t testing.TB) []mountinfo.Mount {
 	t.Helper()
 	return mountsOf(t, fmt.Sprint(c.AnchorPID(t)))
 }
 
 // HostMounts lists the mounts of the machine.
-func (c *Cluster) HostMounts(t testing.TB) []Mount {
+func (c *Cluster) HostMounts(t testing.TB) []mountinfo.Mount {
 	t.Helper()
 	return mountsOf(t, "self")
 }

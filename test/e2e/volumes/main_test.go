@@ -9,10 +9,11 @@ import (
 	"testing"
 	"text/template"
 
+	"github.com/hypernetes/hypernetes/test/e2e/testcloud"
 	"github.com/hypernetes/hypernetes/test/e2e/testcluster"
 )
 
-func TestMain(m *testing.M) { testcluster.Main(m) }
+func TestMain(m *testing.M) { testcluster.Main(m, testcloud.Down) }
 
 // want fails the test if what is not as it should be.
 func want[T comparable](t testing.TB, what string, got, wanted T) {

@@ -61,12 +61,17 @@ func TestTenant(t *testing.T) {
 	for what, manifest := range map[string]string{
 		"a PersistentVolume": fmt.Sprintf("apiVersion: v1\nkind: PersistentVolume\nmetadata: {name: x-%s}\nspec:\n  accessModes: [ReadWriteOnce]\n  capacity: {storage: 128Mi}\n  csi: {driver: block.hypernetes.io, volumeHandle: %s}\n", n.Name, handle),
 		"a LocalVolume":      fmt.Sprintf("apiVersion: hypernetes.io/v1alpha1\nkind: LocalVolume\nmetadata: {name: x-%s}\nspec: {name: x, node: %s, sizeBytes: 1048576}\n", n.Name, c.Node),
+		"another driver's":   pod{Name: "other", Volume: "csi: {driver: cinder.csi.openstack.org}"}.String(),
 		"a node's disk":      pod{Name: "host", Volume: "hostPath: {path: /var/lib/h8s-volumes}"}.String(),
 	} {
 		if out, err := as(manifest, "create"); err == nil || !strings.Contains(out, "orbidden") {
 			t.Errorf("member makes %s: %v, want a refusal\n%s", what, err, out)
 		}
 	}
-	apply(t, n, pod{Name: "inline", Volume: fmt.Sprintf("csi: {driver: block.hypernetes.io, volumeAttributes: {handle: %s}}", handle)}.String())
-	said(t, n, "inline", "FailedMount", "block.hypernetes.io")
+	may(pod{Name: "inline", Volume: fmt.Sprintf("csi: {driver: block.hypernetes.io, volumeAttributes: {handle: %s}}", handle)}.String(), "create")
+	said(t, n, "inline", "FailedMount", `"handle"`)
+	// A volume of the Pod's own is a tenant's to have.
+	may(pod{Name: "own", Volume: "csi: {driver: block.hypernetes.io, volumeAttributes: {size: 64Mi}}"}.String(), "create")
+	n.Ready("own")
+	may("", "exec", "own", "--", "sh", "-c", "echo x > /data/f")
 }

@@ -1,7 +1,12 @@
 package volumes
 
 import (
+	"crypto/sha256"
+	"errors"
 	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -246,6 +251,42 @@ func TestEphemeral(t *testing.T) {
 		out, err := n.Try("get", "localvolume", volume, "--ignore-not-found", "-o", "name")
 		return err == nil && out == ""
 	})
+}
+
+// TestInline: a disk of the Pod's own, without a claim.
+func TestInline(t *testing.T) {
+	t.Parallel()
+	c := testcluster.Up(t)
+	n := c.Namespace(t)
+	start(t, n, pod{Name: "p", Security: "{fsGroup: 2345}", Mount: "subPath: a/b", Volume: "csi: {driver: block.hypernetes.io, volumeAttributes: {size: 200Mi}}"}, "p")
+	if got := mebibytes(n, "p"); got < 150 || got > 200 {
+		t.Errorf("size: %d MiB", got)
+	}
+	want(t, "group by fsGroup", n.Exec("p", "stat", "-c", "%g", "/data"), "2345")
+	n.Shell("p", "echo x > /data/f && sync")
+	// A container that is killed finds it again.
+	n.ExecCode("p", "sh", "-c", "kill -9 -1; kill 1")
+	n.Until("the next container has it", testcluster.Patience, func() bool {
+		out, code := n.ExecCode("p", "cat", "/data/f")
+		return code == 0 && strings.TrimSpace(out) == "x"
+	})
+	// The kubelet's name of it.
+	id := fmt.Sprintf("csi-%x", sha256.Sum256([]byte(n.Get("pod/p", ".metadata.uid")+"v")))
+	file := filepath.Join(c.NodeRoot(t), "var/lib/h8s-volumes/local/inline", id, "disk.raw")
+	if st, err := os.Stat(file); err != nil || st.Size() != 200<<20 {
+		t.Errorf("its file: %v, %v", st, err)
+	}
+	stop(n, "p")
+	n.Until("the file is gone", testcluster.Patience, func() bool {
+		_, err := os.Stat(file)
+		return errors.Is(err, fs.ErrNotExist)
+	})
+	for _, x := range []struct{ name, attributes, says string }{
+		{"unknown", "{medium: memory}", `"medium"`}, {"odd", "{size: much}", `"much"`}, {"large", "{size: 100Gi}", "16Gi"},
+	} {
+		apply(t, n, pod{Name: x.name, Volume: "csi: {driver: block.hypernetes.io, volumeAttributes: " + x.attributes + "}"}.String())
+		said(t, n, x.name, "FailedMount", x.says)
+	}
 }
 
 // TestStatefulSet: each replica has its own volume, and finds it again.

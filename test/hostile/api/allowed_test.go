@@ -34,6 +34,7 @@ func (w *world) allowed(t *testing.T) {
 		{"privileged in its VM", post(ann, web+"/pods", tenantPod(func(p *corev1.Pod) {
 			p.Spec.Containers[0].SecurityContext = &corev1.SecurityContext{Privileged: new(true)}
 		}))},
+		{"a Pod with a volume of its own", post(ann, web+"/pods", tenantPod(inline("block.hypernetes.io")))},
 		{"a Pod with an address", post(ann, web+"/pods", tenantPod(func(p *corev1.Pod) {
 			p.Annotations = map[string]string{v1alpha1.AnnotationAddress: "10.0.0.50", v1alpha1.AnnotationNetworks: `[{"name":"default"}]`}
 		}))},

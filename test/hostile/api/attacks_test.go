@@ -118,6 +118,13 @@ func tenantPod(change func(*corev1.Pod)) any {
 	})
 }
 
+// inline gives a Pod a volume of its own by a driver.
+func inline(driver string) func(*corev1.Pod) {
+	return func(p *corev1.Pod) {
+		p.Spec.Volumes = []corev1.Volume{{Name: "v", VolumeSource: corev1.VolumeSource{CSI: &corev1.CSIVolumeSource{Driver: driver}}}}
+	}
+}
+
 func binding(kind, name string) string {
 	return `{"apiVersion":"rbac.authorization.k8s.io/v1","kind":"RoleBinding","metadata":{"name":"evil"},
 		"roleRef":{"apiGroup":"rbac.authorization.k8s.io","kind":"ClusterRole","name":"far-too-much"},
@@ -179,6 +186,7 @@ func attacks(t testing.TB) []attack {
 		{3, "volume the node mounts from a chosen address", post(ann, web+"/pods", tenantPod(func(p *corev1.Pod) {
 			p.Spec.Volumes = []corev1.Volume{{Name: "v", VolumeSource: corev1.VolumeSource{NFS: &corev1.NFSVolumeSource{Server: "100.64.0.1", Path: "/"}}}}
 		})), "spec.volumes: v", pods, false},
+		{3, "volume of a driver that is the operator's", post(ann, web+"/pods", tenantPod(inline("cinder.csi.openstack.org"))), "spec.volumes: v: csi", pods, false},
 
 		// 4: CVE-2020-8554.
 		{4, "externalIPs of the world", post(ann, web+"/services", service(`{"externalIPs":["8.8.8.8"],"ports":[{"port":53}]}`)), "spec.externalIPs: 8.8.8.8", services, true},

@@ -28,9 +28,11 @@ var commands = map[string]struct {
 	"get":      {"[-ca FILE] [-token FILE] [-timeout 1m] URL...  fetch URLs, print status and body of each", get},
 	"stat":     {"FILE...  describe files with all their attributes", stat},
 	"flow":     {"ADDRESS  keep a TCP connection to an echo server busy, print a line a round trip", flow},
+	"ledger":   {"[-read] [-interval 20ms] DIR  append checked records, print the number of each that is durable", keepLedger},
 	"lookup":   {"[-type A|SRV|PTR|CNAME] NAME  ask the resolver", lookup},
 	"raw":      {"INTERFACE HEX...  send Ethernet frames as they are", raw},
 	"tls":      {"[-addr :8443] [-dir /tls]  serve an admission webhook and an aggregated API", serveTLS},
+	"io":       {"[-write] [-random] [-sync] [-block 4096] [-area BYTES] [-depth 1] [-time 1s] FILE|-  measure I/O past the cache", inputOutput},
 	"watch":    {"FILE  print a file's content every time it changes", watch},
 }
 

@@ -12,6 +12,7 @@ import (
 
 	"github.com/containerd/errdefs"
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/rest"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -200,6 +201,57 @@ func TestNodes(t *testing.T) {
 		}
 		if got, err := c.keeper.Get(ctx, v.ID); err != nil || got.SizeBytes != 1<<20 {
 			t.Errorf("after that: %+v, %v", got, err)
+		}
+	})
+
+	t.Run("Inline", func(t *testing.T) {
+		before, err := n1.store.Room()
+		if err != nil {
+			t.Fatal(err)
+		}
+		v := backend.Inline{ID: "csi-" + strings.Repeat("a", 64), Owner: dirs[0] + "/pods/1"}
+		for range 2 {
+			con, err := n1.CreateInline(ctx, v, 1<<30)
+			if err != nil || con.SizeBytes != 1<<30 || con.Format != record.FormatBlank {
+				t.Fatalf("inline: %+v, %v", con, err)
+			}
+		}
+		after, err := n1.store.Room()
+		if err != nil || after.AvailableBytes > before.AvailableBytes-(1<<30)+(16<<20) || after.Volumes != before.Volumes+1 {
+			t.Errorf("room before %+v, after %+v, %v", before, after, err)
+		}
+		if all, err := n1.ListInline(); err != nil || len(all) != 1 || all[0] != v {
+			t.Errorf("list: %v, %v", all, err)
+		}
+		if _, err := n1.Connect(ctx, v.ID); !errdefs.IsNotFound(err) {
+			t.Errorf("connected as a claim's: %v", err)
+		}
+		more := func(letter string, bytes int64) error {
+			_, err := n1.CreateInline(ctx, backend.Inline{ID: "csi-" + strings.Repeat(letter, 64)}, bytes)
+			return err
+		}
+		if err := more("b", 17<<30); !errdefs.IsOutOfRange(err) || !strings.Contains(err.Error(), "16Gi on node n1") {
+			t.Errorf("larger than the operator allows: %v", err)
+		}
+		s := &v1alpha1.LocalStore{}
+		if err := c.client.Get(ctx, client.ObjectKey{Name: "n1"}, s); err != nil {
+			t.Fatal(err)
+		}
+		base := s.DeepCopy()
+		s.Spec.InlineMax = new(resource.MustParse("900Ti"))
+		if err := c.client.Patch(ctx, s, client.MergeFrom(base)); err != nil {
+			t.Fatal(err)
+		}
+		if err := more("b", 3*before.AvailableBytes); !errdefs.IsResourceExhausted(err) {
+			t.Errorf("more than there is: %v", err)
+		}
+		for range 2 {
+			if err := n1.DeleteInline(ctx, v.ID); err != nil {
+				t.Error(err)
+			}
+		}
+		if all, err := n1.ListInline(); err != nil || len(all) > 0 {
+			t.Errorf("list: %v, %v", all, err)
 		}
 	})
 

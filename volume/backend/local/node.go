@@ -127,11 +127,15 @@ func (n *Node) Connect(_ context.Context, id string) (backend.Connection, error)
 	if err != nil {
 		return backend.Connection{}, err
 	}
+	return connection(d), nil
+}
+
+func connection(d Disk) backend.Connection {
 	format := record.FormatNever
 	if d.Blank {
 		format = record.FormatBlank
 	}
-	return backend.Connection{SizeBytes: d.SizeBytes, Format: format, Source: record.Source{File: &record.File{Path: d.Path}}}, nil
+	return backend.Connection{SizeBytes: d.SizeBytes, Format: format, Source: record.Source{File: &record.File{Path: d.Path}}}
 }
 
 // Run works until ctx ends.

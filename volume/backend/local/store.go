@@ -14,13 +14,14 @@ import (
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 
-	"github.com/hypernetes/hypernetes/cluster/atomicfile"
+	"github.com/hypernetes/hypernetes/atomicfile"
 )
 
 // Names below a Store's directory.
 const (
 	volumesDir   = "volumes"
 	snapshotsDir = "snapshots"
+	inlineDir    = "inline"
 	diskFile     = "disk.raw"
 	metaFile     = "meta.json"
 	tmpPrefix    = ".tmp-"
@@ -45,6 +46,8 @@ type meta struct {
 	Version int `json:"version"`
 	// Blank: nobody but its user has ever written to it.
 	Blank bool `json:"blank,omitempty"`
+	// Owner of a Pod's own volume: a directory.
+	Owner string `json:"owner,omitempty"`
 }
 
 // Disk is a file of a Store.
@@ -55,6 +58,8 @@ type Disk struct {
 	AllocatedBytes int64
 	// Blank says that it began empty.
 	Blank bool
+	// Owner of a Pod's own volume.
+	Owner string
 }
 
 // Store is the files of one node. Its methods may be called concurrently, but not two
@@ -73,7 +78,7 @@ type Store struct {
 // completed.
 func OpenStore(dir string) (*Store, error) {
 	s := &Store{dir: dir}
-	for _, kind := range []string{volumesDir, snapshotsDir} {
+	for _, kind := range []string{volumesDir, snapshotsDir, inlineDir} {
 		if err := os.MkdirAll(filepath.Join(dir, kind), 0o700); err != nil {
 			return nil, fmt.Errorf("local volumes: %w", err)
 		}
@@ -98,6 +103,9 @@ func (s *Store) Volume(id string) (Disk, error) { return s.disk(volumesDir, id) 
 // Snapshot is one that is there. Errors as Volume's.
 func (s *Store) Snapshot(id string) (Disk, error) { return s.disk(snapshotsDir, id) }
 
+// Inline is a Pod's own volume. Errors as Volume's.
+func (s *Store) Inline(id string) (Disk, error) { return s.disk(inlineDir, id) }
+
 func (s *Store) disk(kind, id string) (Disk, error) {
 	if err := checkID(id); err != nil {
 		return Disk{}, err
@@ -121,13 +129,18 @@ func (s *Store) disk(kind, id string) (Disk, error) {
 	if err := json.Unmarshal(b, &m); err != nil || m.Version != 1 {
 		return Disk{}, fmt.Errorf("%s: version %d, %v: %w", filepath.Join(s.dir, kind, id, metaFile), m.Version, err, errdefs.ErrDataLoss)
 	}
-	d.SizeBytes, d.AllocatedBytes, d.Blank = st.Size, st.Blocks*512, m.Blank
+	d.SizeBytes, d.AllocatedBytes, d.Blank, d.Owner = st.Size, st.Blocks*512, m.Blank, m.Owner
 	return d, nil
 }
 
 // CreateVolume makes an empty one. Errors: errdefs.ErrResourceExhausted.
 func (s *Store) CreateVolume(id string, bytes int64) error {
 	return s.create(volumesDir, id, nil, bytes, meta{Version: 1, Blank: true})
+}
+
+// CreateInline makes an empty one of a Pod's own.
+func (s *Store) CreateInline(id, owner string, bytes int64) error {
+	return s.create(inlineDir, id, nil, bytes, meta{Version: 1, Blank: true, Owner: owner})
 }
 
 // CopyVolume makes one that begins as a copy of a disk.
@@ -234,6 +247,9 @@ func (s *Store) DeleteVolume(id string) error { return s.remove(volumesDir, id) 
 // DeleteSnapshot removes one; it succeeds if there is none.
 func (s *Store) DeleteSnapshot(id string) error { return s.remove(snapshotsDir, id) }
 
+// DeleteInline removes one; it succeeds if there is none.
+func (s *Store) DeleteInline(id string) error { return s.remove(inlineDir, id) }
+
 func (s *Store) remove(kind, id string) error {
 	if err := checkID(id); err != nil {
 		return err
@@ -291,18 +307,24 @@ func (s *Store) room() (Room, error) {
 	if err != nil {
 		return Room{}, err
 	}
+	inline, err := s.ids(inlineDir)
+	if err != nil {
+		return Room{}, err
+	}
 	snapshots, err := s.ids(snapshotsDir)
 	if err != nil {
 		return Room{}, err
 	}
 	unwritten := s.pending
-	for _, id := range ids {
-		if d, err := s.Volume(id); err == nil {
-			unwritten += max(0, d.SizeBytes-d.AllocatedBytes)
+	for kind, all := range map[string][]string{volumesDir: ids, inlineDir: inline} {
+		for _, id := range all {
+			if d, err := s.disk(kind, id); err == nil {
+				unwritten += max(0, d.SizeBytes-d.AllocatedBytes)
+			}
 		}
 	}
 	r := Room{
-		TotalBytes: int64(st.Blocks) * st.Bsize, Volumes: len(ids), Snapshots: len(snapshots), Reflink: s.Reflink(),
+		TotalBytes: int64(st.Blocks) * st.Bsize, Volumes: len(ids) + len(inline), Snapshots: len(snapshots), Reflink: s.Reflink(),
 	}
 	r.AvailableBytes = max(0, int64(st.Bavail)*st.Bsize-r.TotalBytes/100*reservePercent-unwritten)
 	return r, nil

@@ -11,17 +11,20 @@ import (
 	"path/filepath"
 )
 
+// Suffix ends the name of what is being written: no file to read.
+const Suffix = ".tmp"
+
 // Write replaces the file at path, in an existing directory, with content and the
 // permission bits of mode. Content and name are on disk when it returns. A file that is
 // so already is left alone: starts are repeated far more often than their files change.
 //
 // Concurrent calls for one path must be serialized by the caller; what a killed call
-// left behind (path + ".tmp") the next one replaces.
+// left behind (path + Suffix) the next one replaces.
 func Write(path string, content []byte, mode fs.FileMode) error {
 	if same(path, content, mode) {
 		return nil
 	}
-	tmp := path + ".tmp"
+	tmp := path + Suffix
 	if err := os.Remove(tmp); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err // not written through: its mode, or a link in its place, would stay
 	}

@@ -13,7 +13,7 @@ func TestWrite(t *testing.T) {
 		t.Fatal(err)
 	}
 	// As a crash, or somebody with bad intentions, may leave it.
-	if err := os.Symlink(outside, path+".tmp"); err != nil {
+	if err := os.Symlink(outside, path+Suffix); err != nil {
 		t.Fatal(err)
 	}
 	for _, c := range []struct {
@@ -34,7 +34,7 @@ func TestWrite(t *testing.T) {
 	if b, err := os.ReadFile(outside); err != nil || string(b) != "mine" {
 		t.Errorf("written through a link: %q %v", b, err)
 	}
-	if left, _ := filepath.Glob(filepath.Join(dir, "*.tmp")); len(left) > 0 {
+	if left, _ := filepath.Glob(filepath.Join(dir, "*"+Suffix)); len(left) > 0 {
 		t.Errorf("left: %v", left)
 	}
 }

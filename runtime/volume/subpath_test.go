@@ -5,6 +5,8 @@ import (
 	"testing"
 
 	"github.com/containerd/errdefs"
+
+	"github.com/hypernetes/hypernetes/mountinfo"
 )
 
 const golden = `22 27 0:21 / /proc rw,nosuid shared:13 - proc proc rw
@@ -25,7 +27,7 @@ short line
 
 func TestSubPath(t *testing.T) {
 	const pod = "/var/lib/kubelet/pods/u"
-	mounts := parseMountinfo([]byte(golden))
+	mounts := mountinfo.Parse(golden)
 	if len(mounts) != 12 {
 		t.Errorf("parsed %d mounts", len(mounts))
 	}
@@ -60,12 +62,12 @@ func TestTmpfsSize(t *testing.T) {
 	}
 }
 
-func FuzzMountinfo(f *testing.F) {
-	f.Add([]byte(golden), "/var/lib/kubelet/pods/u/volume-subpaths/disk/app/0", "/var/lib/kubelet/pods/u/volumes/kubernetes.io~empty-dir/disk")
-	f.Fuzz(func(t *testing.T, text []byte, bind, dir string) {
-		mounts := parseMountinfo(text)
+func FuzzSubPath(f *testing.F) {
+	f.Add(golden, "/var/lib/kubelet/pods/u/volume-subpaths/disk/app/0", "/var/lib/kubelet/pods/u/volumes/kubernetes.io~empty-dir/disk")
+	f.Fuzz(func(t *testing.T, text string, bind, dir string) {
+		mounts := mountinfo.Parse(text)
 		for _, m := range mounts {
-			_ = tmpfsSize(m.super)
+			_ = tmpfsSize(m.Options)
 		}
 		_, _ = subPath(mounts, bind, dir)
 	})

@@ -406,6 +406,36 @@ func (s *Sandbox) GrowVolume(ctx context.Context, key string, least uint64) (int
 	return size, nil
 }
 
+// throttleTime bounds changing limits.
+const throttleTime = 10 * time.Second
+
+// ThrottleVolume bounds a volume's I/O as its record says now.
+//
+// Errors: errdefs.ErrNotFound, errdefs.ErrUnavailable.
+func (s *Sandbox) ThrottleVolume(ctx context.Context, key string) error {
+	at, err := s.attachment(key)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, throttleTime)
+	defer cancel()
+	// Whoever comes last has read last.
+	s.throttling.Lock()
+	defer s.throttling.Unlock()
+	now, err := s.records().Staged(key)
+	if err != nil {
+		return err
+	}
+	limits := vmm.Throttle{}
+	if t := throttle(now.Throttle); t != nil {
+		limits = *t
+	}
+	if err := s.vm.ThrottleDisk(ctx, at.Staged.Serial, limits); err != nil {
+		return late(ctx, err)
+	}
+	return nil
+}
+
 // checkFeatures refuses a guest that would leave volumes out.
 func (s *Sandbox) checkFeatures() error {
 	if len(s.volumes) == 0 || slices.Contains(s.agent.Hello.Features, blockVolumes) {

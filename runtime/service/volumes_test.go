@@ -21,6 +21,7 @@ import (
 	hyperstart "github.com/hypernetes/hypernetes/api/hyperstart/v1"
 	volumeapi "github.com/hypernetes/hypernetes/api/volume/v1"
 	"github.com/hypernetes/hypernetes/runtime/config"
+	"github.com/hypernetes/hypernetes/runtime/vmm"
 	"github.com/hypernetes/hypernetes/runtime/vmm/vmmtest"
 	"github.com/hypernetes/hypernetes/volume/record"
 )
@@ -131,6 +132,24 @@ func TestVolumes(t *testing.T) {
 	check(t, err)
 	if r.DeviceBytes != 2*diskBytes || vm.Grown(data.Staged.Serial) != 2*diskBytes || vm.Agent.Grown[data.Staged.Serial] != 2*diskBytes {
 		t.Errorf("grown to %v, vm %d", r, vm.Grown(data.Staged.Serial))
+	}
+	// Limits are the record's, whenever they are asked for.
+	data.Staged.SizeBytes = 2 * diskBytes
+	for _, limits := range []*record.Throttle{{ReadIOPS: 5, BPS: 7}, nil} {
+		data.Staged.Throttle = limits
+		check(t, n.store.Stage(data.Staged, nil))
+		_, err := v.Throttle(s.ctx(), &volumeapi.ThrottleRequest{Key: data.Key})
+		check(t, err)
+		want := vmm.Throttle{}
+		if limits != nil {
+			want = vmm.Throttle{ReadIOPS: 5, Bytes: 7}
+		}
+		if got := vm.Throttled(data.Staged.Serial); got != want {
+			t.Errorf("limits %+v, want %+v", got, want)
+		}
+	}
+	if _, err := v.Throttle(s.ctx(), &volumeapi.ThrottleRequest{Key: "ff"}); !errdefs.IsNotFound(errgrpc.ToNative(err)) {
+		t.Errorf("limits of another volume: %v", err)
 	}
 	_, err = s.sandbox.StopSandbox(s.ctx(), &sandboxapi.StopSandboxRequest{SandboxID: id})
 	check(t, err)

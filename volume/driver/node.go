@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"unicode/utf8"
 
@@ -45,6 +46,9 @@ type Machines interface {
 	Stats(ctx context.Context, podUID, key string) (*volumev1.StatsResponse, error)
 	// Grow returns the size that the VM sees.
 	Grow(ctx context.Context, podUID, key string, bytes int64) (int64, error)
+	// Throttle bounds a volume's I/O as its record says; errdefs.ErrNotImplemented of a shim
+	// that cannot.
+	Throttle(ctx context.Context, podUID, key string) error
 }
 
 // Places makes placeholders.
@@ -407,6 +411,45 @@ func (n *Node) NodeExpandVolume(ctx context.Context, r *csi.NodeExpandVolumeRequ
 		least = max(least, bytes)
 	}
 	return &csi.NodeExpandVolumeResponse{CapacityBytes: least}, nil
+}
+
+// Limit implements backend.Limits: of the next VM by the record, of those that run by
+// telling them, even if the record says so already, for who wrote that may have been killed.
+func (n *Node) Limit(ctx context.Context, id string, t *record.Throttle) error {
+	key, unlock, err := n.begin(id)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	st, err := n.Store.Staged(key)
+	if errdefs.IsNotFound(err) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if !reflect.DeepEqual(st.Throttle, t) {
+		st.Throttle = t
+		if err := n.restage(key, st); err != nil {
+			return err
+		}
+		log.G(ctx).WithFields(log.Fields{"volume": id, "limits": fmt.Sprintf("%+v", t)}).Info("volume has other limits")
+	}
+	pubs, err := n.Store.Publications(key)
+	if err != nil {
+		return err
+	}
+	for _, p := range pubs {
+		err := n.Machines.Throttle(ctx, p.PodUID, key)
+		switch {
+		case err == nil, errdefs.IsNotFound(err), errdefs.IsUnavailable(err) && n.off(key, p.PodUID):
+		case errdefs.IsNotImplemented(err):
+			log.G(ctx).WithFields(log.Fields{"volume": id, "pod": p.PodUID}).Warn("the Pod's shim is older: its limits change when the Pod is made anew")
+		default:
+			return fmt.Errorf("volume %s in the VM of pod %s: %w", id, p.PodUID, err)
+		}
+	}
+	return nil
 }
 
 // restage changes a record and keeps its secrets.

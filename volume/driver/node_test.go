@@ -7,6 +7,7 @@ import (
 	"math"
 	"os"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"testing"
 	"time"
@@ -599,6 +600,33 @@ func TestExpand(t *testing.T) {
 		t.Errorf("no VM: %v", err)
 	}
 	v.ok("unpublish", v.unpublish("pod-1"))
+
+	// Limits change likewise, and who has written them may have been killed before it told.
+	c.Shim.Err = nil
+	v.ok("publish", v.publishTo("pod-1", false))
+	limit := func(t *record.Throttle) error { return c.Node.Limit(v.c.t.Context(), v.id, t) }
+	for i, limits := range []*record.Throttle{{IOPS: 100}, {IOPS: 100}, nil} {
+		v.ok("limit", limit(limits))
+		if st, err := c.Store.Staged(v.key); err != nil || !reflect.DeepEqual(st.Throttle, limits) || c.Shim.Throttled[v.key] != i+1 {
+			t.Errorf("limits %+v: %+v, told %d times, %v", limits, st, c.Shim.Throttled[v.key], err)
+		}
+	}
+	if key, err := c.Store.Secret(v.key, record.SecretKey); err != nil || len(key) == 0 {
+		t.Errorf("the secret went: %v", err)
+	}
+	off = v.boot("pod-1")
+	c.Shim.Err = errdefs.ErrUnavailable
+	if err := limit(nil); !errdefs.IsUnavailable(err) {
+		t.Errorf("a VM that does not answer: %v", err)
+	}
+	c.Shim.Err = errdefs.ErrNotImplemented
+	v.ok("an older shim", limit(nil))
+	c.Shim.Err = errdefs.ErrUnavailable
+	off()
+	v.ok("no VM", limit(nil))
+	v.ok("unpublish", v.unpublish("pod-1"))
+	v.ok("unstage", v.unstage())
+	v.ok("not staged", limit(nil))
 
 	near := serve(t, drivertest.Subject{Volumes: backendtest.Near{Keeper: &backendtest.Keeper{Dir: t.TempDir()}}})
 	v = near.volume("a", mountCap(rwo))

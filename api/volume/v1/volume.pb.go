@@ -275,6 +275,86 @@ func (x *GrowResponse) GetDeviceBytes() uint64 {
 	return 0
 }
 
+type ThrottleRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Key           string                 `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ThrottleRequest) Reset() {
+	*x = ThrottleRequest{}
+	mi := &file_volume_v1_volume_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ThrottleRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ThrottleRequest) ProtoMessage() {}
+
+func (x *ThrottleRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_volume_v1_volume_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ThrottleRequest.ProtoReflect.Descriptor instead.
+func (*ThrottleRequest) Descriptor() ([]byte, []int) {
+	return file_volume_v1_volume_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *ThrottleRequest) GetKey() string {
+	if x != nil {
+		return x.Key
+	}
+	return ""
+}
+
+type ThrottleResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ThrottleResponse) Reset() {
+	*x = ThrottleResponse{}
+	mi := &file_volume_v1_volume_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ThrottleResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ThrottleResponse) ProtoMessage() {}
+
+func (x *ThrottleResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_volume_v1_volume_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ThrottleResponse.ProtoReflect.Descriptor instead.
+func (*ThrottleResponse) Descriptor() ([]byte, []int) {
+	return file_volume_v1_volume_proto_rawDescGZIP(), []int{5}
+}
+
 var File_volume_v1_volume_proto protoreflect.FileDescriptor
 
 const file_volume_v1_volume_proto_rawDesc = "" +
@@ -299,10 +379,14 @@ const file_volume_v1_volume_proto_rawDesc = "" +
 	"\n" +
 	"size_bytes\x18\x02 \x01(\x04R\tsizeBytes\"1\n" +
 	"\fGrowResponse\x12!\n" +
-	"\fdevice_bytes\x18\x01 \x01(\x04R\vdeviceBytes2\xaa\x01\n" +
+	"\fdevice_bytes\x18\x01 \x01(\x04R\vdeviceBytes\"#\n" +
+	"\x0fThrottleRequest\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\"\x12\n" +
+	"\x10ThrottleResponse2\x85\x02\n" +
 	"\aVolumes\x12P\n" +
 	"\x05Stats\x12\".hypernetes.volume.v1.StatsRequest\x1a#.hypernetes.volume.v1.StatsResponse\x12M\n" +
-	"\x04Grow\x12!.hypernetes.volume.v1.GrowRequest\x1a\".hypernetes.volume.v1.GrowResponseB7Z5github.com/hypernetes/hypernetes/api/volume/v1;volumeb\x06proto3"
+	"\x04Grow\x12!.hypernetes.volume.v1.GrowRequest\x1a\".hypernetes.volume.v1.GrowResponse\x12Y\n" +
+	"\bThrottle\x12%.hypernetes.volume.v1.ThrottleRequest\x1a&.hypernetes.volume.v1.ThrottleResponseB7Z5github.com/hypernetes/hypernetes/api/volume/v1;volumeb\x06proto3"
 
 var (
 	file_volume_v1_volume_proto_rawDescOnce sync.Once
@@ -316,20 +400,24 @@ func file_volume_v1_volume_proto_rawDescGZIP() []byte {
 	return file_volume_v1_volume_proto_rawDescData
 }
 
-var file_volume_v1_volume_proto_msgTypes = make([]protoimpl.MessageInfo, 4)
+var file_volume_v1_volume_proto_msgTypes = make([]protoimpl.MessageInfo, 6)
 var file_volume_v1_volume_proto_goTypes = []any{
-	(*StatsRequest)(nil),  // 0: hypernetes.volume.v1.StatsRequest
-	(*StatsResponse)(nil), // 1: hypernetes.volume.v1.StatsResponse
-	(*GrowRequest)(nil),   // 2: hypernetes.volume.v1.GrowRequest
-	(*GrowResponse)(nil),  // 3: hypernetes.volume.v1.GrowResponse
+	(*StatsRequest)(nil),     // 0: hypernetes.volume.v1.StatsRequest
+	(*StatsResponse)(nil),    // 1: hypernetes.volume.v1.StatsResponse
+	(*GrowRequest)(nil),      // 2: hypernetes.volume.v1.GrowRequest
+	(*GrowResponse)(nil),     // 3: hypernetes.volume.v1.GrowResponse
+	(*ThrottleRequest)(nil),  // 4: hypernetes.volume.v1.ThrottleRequest
+	(*ThrottleResponse)(nil), // 5: hypernetes.volume.v1.ThrottleResponse
 }
 var file_volume_v1_volume_proto_depIdxs = []int32{
 	0, // 0: hypernetes.volume.v1.Volumes.Stats:input_type -> hypernetes.volume.v1.StatsRequest
 	2, // 1: hypernetes.volume.v1.Volumes.Grow:input_type -> hypernetes.volume.v1.GrowRequest
-	1, // 2: hypernetes.volume.v1.Volumes.Stats:output_type -> hypernetes.volume.v1.StatsResponse
-	3, // 3: hypernetes.volume.v1.Volumes.Grow:output_type -> hypernetes.volume.v1.GrowResponse
-	2, // [2:4] is the sub-list for method output_type
-	0, // [0:2] is the sub-list for method input_type
+	4, // 2: hypernetes.volume.v1.Volumes.Throttle:input_type -> hypernetes.volume.v1.ThrottleRequest
+	1, // 3: hypernetes.volume.v1.Volumes.Stats:output_type -> hypernetes.volume.v1.StatsResponse
+	3, // 4: hypernetes.volume.v1.Volumes.Grow:output_type -> hypernetes.volume.v1.GrowResponse
+	5, // 5: hypernetes.volume.v1.Volumes.Throttle:output_type -> hypernetes.volume.v1.ThrottleResponse
+	3, // [3:6] is the sub-list for method output_type
+	0, // [0:3] is the sub-list for method input_type
 	0, // [0:0] is the sub-list for extension type_name
 	0, // [0:0] is the sub-list for extension extendee
 	0, // [0:0] is the sub-list for field type_name
@@ -346,7 +434,7 @@ func file_volume_v1_volume_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_volume_v1_volume_proto_rawDesc), len(file_volume_v1_volume_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   4,
+			NumMessages:   6,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

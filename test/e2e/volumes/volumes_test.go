@@ -289,6 +289,45 @@ func TestInline(t *testing.T) {
 	}
 }
 
+// TestLimits: a claim's VolumeAttributesClass bounds what its Pod writes, from the start and
+// from when it is changed.
+func TestLimits(t *testing.T) {
+	t.Parallel()
+	n := testcluster.Up(t).Namespace(t)
+	slow, fast, odd := n.Name+"-slow", n.Name+"-fast", n.Name+"-odd"
+	for name, parameters := range map[string]string{slow: "writeBytesPerSecond: 1Mi", fast: "writeBytesPerSecond: 10Gi, readIOPS: '100000'", odd: "iops: '1'"} {
+		apply(t, n, fmt.Sprintf("apiVersion: storage.k8s.io/v1\nkind: VolumeAttributesClass\nmetadata: {name: %s}\ndriverName: block.hypernetes.io\nparameters: {%s}\n", name, parameters))
+		defer n.Cluster.Kubectl(t, "delete", "volumeattributesclass", name, "--wait=false")
+	}
+	start(t, n, all{claim{Name: "data", Attributes: slow}, pod{Name: "one", Claim: "data"}}, "one")
+	write := func(pod string) time.Duration {
+		began := time.Now()
+		n.Shell(pod, "dd if=/dev/zero of=/data/f bs=256k count=64 conv=fsync 2>/dev/null")
+		return time.Since(began)
+	}
+	change := func(to string) {
+		n.Kubectl("patch", "pvc", "data", "-p", fmt.Sprintf(`{"spec":{"volumeAttributesClassName":%q}}`, to))
+		if to != odd {
+			n.Wait("pvc/data", "jsonpath={.status.currentVolumeAttributesClassName}="+to)
+		}
+	}
+	first := write("one")
+	change(fast)
+	free := write("one")
+	change(slow)
+	again := write("one")
+	stop(n, "one")
+	change(fast)
+	start(t, n, pod{Name: "two", Claim: "data"}, "two")
+	next := write("two")
+	t.Logf("bounded %v and %v, free %v and %v", first, again, free, next)
+	if min(first, again) < 2*max(free, next) {
+		t.Errorf("bounded, writing takes %v and %v; free, %v and %v", first, again, free, next)
+	}
+	change(odd)
+	said(t, n, "data", "VolumeModifyFailed", `iops "1"`)
+}
+
 // TestStatefulSet: each replica has its own volume, and finds it again.
 func TestStatefulSet(t *testing.T) {
 	t.Parallel()

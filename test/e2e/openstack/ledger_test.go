@@ -55,7 +55,7 @@ spec: {storageClassName: cinder, accessModes: [ReadWriteOnce], resources: {reque
 	return &ledger{c: c, n: n, s: s, claim: claim}
 }
 
-// begin makes a Pod on a node that goes on with the ledger. It also has a volume of its
+// begin makes a Pod on a node that goes on with the ledger. It also has a disk of its
 // own, which comes and goes with it.
 func (l *ledger) begin(t *testing.T, pod, node string) {
 	t.Helper()
@@ -68,12 +68,13 @@ spec:
   containers:
   - name: main
     image: h8s.local/testbox:1
-    command: [sh, -c, "echo x > /own/x && mkdir -p /data/ledger && exec /testbox ledger -interval 50ms /data/ledger"]
-    volumeMounts: [{name: v, mountPath: /data}, {name: own, mountPath: /own}]
+    command: [sh, -c, "echo x | dd of=/dev/own conv=fsync 2>/dev/null && mkdir -p /data/ledger && exec /testbox ledger -interval 50ms /data/ledger"]
+    volumeMounts: [{name: v, mountPath: /data}]
+    volumeDevices: [{name: own, devicePath: /dev/own}]
   volumes:
   - {name: v, persistentVolumeClaim: {claimName: %s}}
   - name: own
-    ephemeral: {volumeClaimTemplate: {spec: {storageClassName: cinder, accessModes: [ReadWriteOnce], resources: {requests: {storage: 1Gi}}}}}
+    ephemeral: {volumeClaimTemplate: {spec: {storageClassName: cinder, volumeMode: Block, accessModes: [ReadWriteOnce], resources: {requests: {storage: 1Gi}}}}}
 `, pod, node, l.claim)); err != nil {
 		t.Fatal(err)
 	}
@@ -187,7 +188,7 @@ func (l *ledger) free(t *testing.T) {
 // ceph runs rbd or ceph as Ceph's administrator and reads the answer.
 func ceph(t *testing.T, c *testcloud.Cloud, answer any, name string, args ...string) error {
 	t.Helper()
-	args = append([]string{"--net=" + c.OpenStack.NetNS(), "timeout", "60", name, "--conf", filepath.Join(c.OpenStack.Dir, "ceph", "ceph.conf"), "--format", "json"}, args...)
+	args = append([]string{"--net=" + c.OpenStack.NetNS(), "timeout", "60", name, "--conf", filepath.Join(c.OpenStack.Dir, "ceph", "ceph.conf")}, append(args, "--format", "json")...)
 	cmd := exec.CommandContext(t.Context(), "nsenter", args...)
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr

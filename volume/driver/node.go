@@ -109,6 +109,8 @@ func (n *Node) NodeGetCapabilities(context.Context, *csi.NodeGetCapabilitiesRequ
 		csi.NodeServiceCapability_RPC_EXPAND_VOLUME,
 		csi.NodeServiceCapability_RPC_SINGLE_NODE_MULTI_WRITER,
 		csi.NodeServiceCapability_RPC_VOLUME_MOUNT_GROUP,
+		csi.NodeServiceCapability_RPC_GET_VOLUME_HEALTH,
+		capabilityCondition,
 	} {
 		resp.Capabilities = append(resp.Capabilities, &csi.NodeServiceCapability{
 			Type: &csi.NodeServiceCapability_Rpc{Rpc: &csi.NodeServiceCapability_RPC{Type: t}},
@@ -298,56 +300,6 @@ func (n *Node) publication(key string, is func(record.Publication) bool) (record
 		}
 	}
 	return record.Publication{}, errdefs.ErrNotFound
-}
-
-// NodeGetVolumeStats implements csi.NodeServer.
-func (n *Node) NodeGetVolumeStats(ctx context.Context, r *csi.NodeGetVolumeStatsRequest) (*csi.NodeGetVolumeStatsResponse, error) {
-	known, err := handle("volume_id", r.GetVolumeId())
-	if err != nil {
-		return nil, err
-	}
-	if r.GetVolumePath() == "" {
-		return nil, fmt.Errorf("volume_path is missing: set it: %w", errdefs.ErrInvalidArgument)
-	}
-	if !known {
-		return nil, fmt.Errorf("volume %q: %w", bounded(r.GetVolumeId()), errdefs.ErrNotFound)
-	}
-	key := record.Key(n.Driver, r.GetVolumeId())
-	// Of a raw device the kubelet names where it holds it itself: …/volumeDevices/PV/dev/POD.
-	p, err := n.publication(key, func(p record.Publication) bool {
-		return p.Target == r.GetVolumePath() || p.Mode == record.Block && p.PodUID == filepath.Base(r.GetVolumePath())
-	})
-	if errdefs.IsNotFound(err) {
-		return nil, fmt.Errorf("volume %s is not published at %.200q: %w", r.GetVolumeId(), r.GetVolumePath(), err)
-	} else if err != nil {
-		return nil, err
-	}
-	s, err := n.Machines.Stats(ctx, p.PodUID, key)
-	if errdefs.IsNotFound(err) {
-		return nil, fmt.Errorf("volume %s: the VM of pod %s does not run yet: %w", r.GetVolumeId(), p.PodUID, errdefs.ErrUnavailable)
-	} else if err != nil {
-		return nil, err
-	}
-	if s.GetAbnormal() != "" {
-		log.G(ctx).WithFields(log.Fields{"volume": r.GetVolumeId(), "pod": p.PodUID}).Warnf("volume: %.200q", s.GetAbnormal())
-	}
-	resp := &csi.NodeGetVolumeStatsResponse{}
-	if p.Mode == record.Block {
-		resp.Usage = []*csi.VolumeUsage{usage(csi.VolumeUsage_BYTES, s.GetDeviceBytes(), 0, 0)}
-		return resp, nil
-	}
-	resp.Usage = []*csi.VolumeUsage{
-		usage(csi.VolumeUsage_BYTES, s.GetTotalBytes(), s.GetUsedBytes(), s.GetAvailableBytes()),
-		usage(csi.VolumeUsage_INODES, s.GetTotalInodes(), s.GetUsedInodes(), s.GetAvailableInodes()),
-	}
-	return resp, nil
-}
-
-// usage holds the guest's numbers to what can be: they come from a tenant.
-func usage(unit csi.VolumeUsage_Unit, total, used, available uint64) *csi.VolumeUsage {
-	total = min(total, 1<<62)
-	used = min(used, total)
-	return &csi.VolumeUsage{Unit: unit, Total: int64(total), Used: int64(used), Available: int64(min(available, total-used))}
 }
 
 // NodeExpandVolume implements csi.NodeServer.

@@ -384,6 +384,35 @@ func TestStatistics(t *testing.T) {
 	})
 }
 
+// TestHealth: a volume whose file is gone is an event of its Pod, and a metric of the kubelet.
+func TestHealth(t *testing.T) {
+	t.Parallel()
+	c := testcluster.Up(t)
+	n := c.Namespace(t)
+	start(t, n, all{claim{Name: "data"}, pod{Name: "p", Claim: "data"}}, "p")
+	volume := n.Get("pvc/data", ".spec.volumeName")
+	handle := c.Kubectl(t, "get", "persistentvolume", volume, "-o", "jsonpath={.spec.csi.volumeHandle}")
+	file := filepath.Join(c.NodeRoot(t), "var/lib/h8s-volumes/local/volumes", handle, "disk.raw")
+	if err := os.Rename(file, file+".away"); err != nil {
+		t.Fatal(err)
+	}
+	defer os.Rename(file+".away", file)
+	said(t, n, "p", "VolumeConditionAbnormal", "gone from the node")
+	n.Until("the kubelet's metric says so", testcluster.Patience, func() bool {
+		out, err := n.Try("get", "--raw", "/api/v1/nodes/"+n.Node+"/proxy/metrics")
+		if err != nil {
+			return false
+		}
+		for line := range strings.Lines(out) {
+			if strings.HasPrefix(line, "kubelet_volume_stats_health_status_abnormal{") && strings.Contains(line, n.Name) {
+				return strings.HasSuffix(strings.TrimSpace(line), " 1")
+			}
+		}
+		return false
+	})
+	want(t, "what a Pod of such a volume still does", n.Shell("p", "echo x > /data/f; sync; cat /data/f"), "x")
+}
+
 // TestBadInput: what cannot be is told, by name and with what to do.
 func TestBadInput(t *testing.T) {
 	t.Parallel()

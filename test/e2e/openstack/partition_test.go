@@ -82,6 +82,9 @@ func moved(t *testing.T, l *ledger, still string) {
 	l.begin(t, "new-"+l.claim, other)
 	n.Ready(l.pod)
 	l.goesOn(t) // it found all that was acknowledged
+	if found := l.found(t); found > fenced+1 {
+		t.Errorf("%d records were durable when the node was shut out, and %d were there: one could have been on its way", fenced, found)
+	}
 	if now := l.watchers(t, v.ID); len(now) != 1 || now[0] == clients[0] {
 		t.Errorf("open at Ceph by %v, was %v", now, clients)
 	}
@@ -124,6 +127,19 @@ func (l *ledger) acknowledged(t *testing.T) int {
 		}
 	}
 	return most
+}
+
+// found is how many records the Pod found when it began.
+func (l *ledger) found(t *testing.T) int {
+	t.Helper()
+	for _, line := range l.said(t) {
+		var n int
+		if _, err := fmt.Sscanf(line, "has %d", &n); err == nil {
+			return n
+		}
+	}
+	t.Fatalf("%s has not said what it found", l.pod)
+	return 0
 }
 
 // blocklist are the clients that Ceph has shut out.

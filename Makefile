@@ -174,6 +174,7 @@ openstack-test: ## All tests that need an OpenStack, on it (long)
 .PHONY: bench
 bench: build test-deps ## Benchmarks; figures go to docs/performance.md
 	@$(GO) test -count=1 -run '^$$' -bench . -timeout 60m ./test/bench/...
+	@scripts/e2e.sh -run '^$$' -bench Attach -benchtime 5x ./test/e2e/volumes
 
 .PHONY: clean
 clean: ## Remove what was built (not the caches)

@@ -89,6 +89,8 @@ func kubeletConfiguration(in Input) doc {
 		"imageGCHighThresholdPercent": 98,
 		"imageGCLowThresholdPercent":  95,
 		"systemReserved":              doc{"memory": "768Mi", "cpu": "100m"},
+		// A volume that fails is an event of the Pod that has it.
+		"featureGates": doc{"CSIVolumeHealth": true},
 		// Virtual machines on a busy host without hardware acceleration may take long.
 		"runtimeRequestTimeout": "4m",
 	}

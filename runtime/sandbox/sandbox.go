@@ -66,6 +66,7 @@ type Sandbox struct {
 	storage    Storage
 	storageUID func()
 	growing    sync.Mutex
+	throttling sync.Mutex
 	// turn ends this VM's turn to boot.
 	turn   func()
 	layers *layers

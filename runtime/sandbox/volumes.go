@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"slices"
 	"time"
@@ -299,6 +300,19 @@ func (s *Sandbox) volumeSize(a record.Attachment) (int64, error) {
 	return diskSize(f)
 }
 
+// backing is a volume's size now, and what is missing of its file, "" for nothing.
+func (s *Sandbox) backing(a record.Attachment) (size int64, lost string, err error) {
+	size, err = s.volumeSize(a)
+	switch {
+	case a.Staged.Source.File == nil:
+	case errors.Is(err, fs.ErrNotExist):
+		return a.Staged.SizeBytes, "its file is gone from the node: what is on it is lost when the Pod ends", nil
+	case err == nil && size < a.Staged.SizeBytes:
+		lost = fmt.Sprintf("its file was cut from %d to %d bytes", a.Staged.SizeBytes, size)
+	}
+	return size, lost, err
+}
+
 // VolumeStats measures what is on a volume. What the guest says is bounded by the disk.
 //
 // Errors: errdefs.ErrNotFound, errdefs.ErrUnavailable if there is no answer now.
@@ -314,7 +328,7 @@ func (s *Sandbox) VolumeStats(ctx context.Context, key string) (*volumeapi.Stats
 		return nil, late(ctx, fmt.Errorf("%w: %w", err, errdefs.ErrUnavailable))
 	}
 	// The disk as the guest has it is not larger than what there is.
-	size, err := s.volumeSize(at)
+	size, lost, err := s.backing(at)
 	if err != nil {
 		return nil, err
 	}
@@ -322,10 +336,8 @@ func (s *Sandbox) VolumeStats(ctx context.Context, key string) (*volumeapi.Stats
 	if err != nil {
 		return nil, late(ctx, err)
 	}
-	out := &volumeapi.StatsResponse{DeviceBytes: uint64(size), Abnormal: said.Abnormal}
-	if n := s.vm.Faults(at.Staged.Serial); n > 0 && out.Abnormal == "" {
-		out.Abnormal = fmt.Sprintf("%d reads or writes have failed", n)
-	}
+	out := &volumeapi.StatsResponse{DeviceBytes: uint64(size)}
+	out.Abnormal, out.Health = health(lost, s.vm.Faults(at.Staged.Serial), said.Abnormal)
 	if at.Publication.Mode == record.Block {
 		return out, nil
 	}
@@ -333,6 +345,28 @@ func (s *Sandbox) VolumeStats(ctx context.Context, key string) (*volumeapi.Stats
 	out.TotalBytes, out.UsedBytes, out.AvailableBytes = bound(out.DeviceBytes, said.TotalBytes, said.UsedBytes, said.AvailableBytes)
 	out.TotalInodes, out.UsedInodes, out.AvailableInodes = bound(out.DeviceBytes/leastInode, said.TotalInodes, said.UsedInodes, said.AvailableInodes)
 	return out, nil
+}
+
+// health puts together what is known against a volume: of the host's own knowledge first.
+func health(lost string, faults int, said string) (string, volumeapi.Health) {
+	text, kind := said, volumeapi.Health_HEALTHY
+	if said != "" {
+		kind = volumeapi.Health_GUEST_REPORTS_ERRORS
+	}
+	known := lost
+	switch {
+	case lost != "":
+		kind = volumeapi.Health_BACKING_LOST
+	case faults > 0:
+		known, kind = fmt.Sprintf("%d reads or writes have failed", faults), volumeapi.Health_DISK_ERRORS
+	}
+	switch {
+	case known != "" && said != "":
+		text = known + "; in the VM: " + said
+	case known != "":
+		text = known
+	}
+	return text, kind
 }
 
 func bound(most, total, used, available uint64) (uint64, uint64, uint64) {
@@ -404,6 +438,36 @@ func (s *Sandbox) GrowVolume(ctx context.Context, key string, least uint64) (int
 	}
 	log.G(s.ctx).WithField("pod", s.record.Pod).WithField("volume", at.Staged.Volume).WithField("bytes", size).Info("volume has grown")
 	return size, nil
+}
+
+// throttleTime bounds changing limits.
+const throttleTime = 10 * time.Second
+
+// ThrottleVolume bounds a volume's I/O as its record says now.
+//
+// Errors: errdefs.ErrNotFound, errdefs.ErrUnavailable.
+func (s *Sandbox) ThrottleVolume(ctx context.Context, key string) error {
+	at, err := s.attachment(key)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, throttleTime)
+	defer cancel()
+	// Whoever comes last has read last.
+	s.throttling.Lock()
+	defer s.throttling.Unlock()
+	now, err := s.records().Staged(key)
+	if err != nil {
+		return err
+	}
+	limits := vmm.Throttle{}
+	if t := throttle(now.Throttle); t != nil {
+		limits = *t
+	}
+	if err := s.vm.ThrottleDisk(ctx, at.Staged.Serial, limits); err != nil {
+		return late(ctx, err)
+	}
+	return nil
 }
 
 // checkFeatures refuses a guest that would leave volumes out.

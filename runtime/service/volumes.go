@@ -24,3 +24,11 @@ func (s *volumeService) Grow(ctx context.Context, r *volumeapi.GrowRequest) (*vo
 	}
 	return &volumeapi.GrowResponse{DeviceBytes: uint64(size)}, nil
 }
+
+// Throttle implements volumeapi.VolumesService.
+func (s *volumeService) Throttle(ctx context.Context, r *volumeapi.ThrottleRequest) (*volumeapi.ThrottleResponse, error) {
+	if err := s.sandbox.ThrottleVolume(ctx, r.Key); err != nil {
+		return nil, err
+	}
+	return &volumeapi.ThrottleResponse{}, nil
+}

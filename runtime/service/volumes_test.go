@@ -21,6 +21,7 @@ import (
 	hyperstart "github.com/hypernetes/hypernetes/api/hyperstart/v1"
 	volumeapi "github.com/hypernetes/hypernetes/api/volume/v1"
 	"github.com/hypernetes/hypernetes/runtime/config"
+	"github.com/hypernetes/hypernetes/runtime/vmm"
 	"github.com/hypernetes/hypernetes/runtime/vmm/vmmtest"
 	"github.com/hypernetes/hypernetes/volume/record"
 )
@@ -112,14 +113,23 @@ func TestVolumes(t *testing.T) {
 	got, err := v.Stats(s.ctx(), &volumeapi.StatsRequest{Key: data.Key})
 	check(t, err)
 	if got.DeviceBytes != diskBytes || got.TotalBytes != diskBytes || got.UsedBytes != diskBytes || got.AvailableBytes != 0 ||
-		got.UsedInodes != 60 || got.AvailableInodes != 40 || len(got.Abnormal) > 1024 || strings.Contains(got.Abnormal, "\x1b") {
+		got.UsedInodes != 60 || got.AvailableInodes != 40 || len(got.Abnormal) > 1024 || strings.Contains(got.Abnormal, "\x1b") || got.Health != volumeapi.Health_GUEST_REPORTS_ERRORS {
 		t.Errorf("stats %v", got)
 	}
 	vm.Agent.Usage[data.Staged.Serial].Abnormal = ""
 	vm.Break(data.Staged.Serial, 3)
-	if got, err = v.Stats(s.ctx(), &volumeapi.StatsRequest{Key: data.Key}); err != nil || got.Abnormal != "3 reads or writes have failed" {
-		t.Errorf("stats of a disk that fails: %v %v", got, err)
+	for said, want := range map[string]string{"": "3 reads or writes have failed", "read-only": "3 reads or writes have failed; in the VM: read-only"} {
+		vm.Agent.Usage[data.Staged.Serial].Abnormal = said
+		if got, err = v.Stats(s.ctx(), &volumeapi.StatsRequest{Key: data.Key}); err != nil || got.Abnormal != want || got.Health != volumeapi.Health_DISK_ERRORS {
+			t.Errorf("stats of a disk that fails: %v %v", got, err)
+		}
 	}
+	away := data.Staged.Source.File.Path + ".away"
+	check(t, os.Rename(data.Staged.Source.File.Path, away))
+	if got, err = v.Stats(s.ctx(), &volumeapi.StatsRequest{Key: data.Key}); err != nil || !strings.Contains(got.Abnormal, "gone from the node") || got.Health != volumeapi.Health_BACKING_LOST {
+		t.Errorf("stats of a disk that is gone: %v %v", got, err)
+	}
+	check(t, os.Rename(away, data.Staged.Source.File.Path))
 	if _, err := v.Stats(s.ctx(), &volumeapi.StatsRequest{Key: "ff"}); !errdefs.IsNotFound(errgrpc.ToNative(err)) {
 		t.Errorf("stats of another volume: %v", err)
 	}
@@ -131,6 +141,24 @@ func TestVolumes(t *testing.T) {
 	check(t, err)
 	if r.DeviceBytes != 2*diskBytes || vm.Grown(data.Staged.Serial) != 2*diskBytes || vm.Agent.Grown[data.Staged.Serial] != 2*diskBytes {
 		t.Errorf("grown to %v, vm %d", r, vm.Grown(data.Staged.Serial))
+	}
+	// Limits are the record's, whenever they are asked for.
+	data.Staged.SizeBytes = 2 * diskBytes
+	for _, limits := range []*record.Throttle{{ReadIOPS: 5, BPS: 7}, nil} {
+		data.Staged.Throttle = limits
+		check(t, n.store.Stage(data.Staged, nil))
+		_, err := v.Throttle(s.ctx(), &volumeapi.ThrottleRequest{Key: data.Key})
+		check(t, err)
+		want := vmm.Throttle{}
+		if limits != nil {
+			want = vmm.Throttle{ReadIOPS: 5, Bytes: 7}
+		}
+		if got := vm.Throttled(data.Staged.Serial); got != want {
+			t.Errorf("limits %+v, want %+v", got, want)
+		}
+	}
+	if _, err := v.Throttle(s.ctx(), &volumeapi.ThrottleRequest{Key: "ff"}); !errdefs.IsNotFound(errgrpc.ToNative(err)) {
+		t.Errorf("limits of another volume: %v", err)
 	}
 	_, err = s.sandbox.StopSandbox(s.ctx(), &sandboxapi.StopSandboxRequest{SandboxID: id})
 	check(t, err)

@@ -62,7 +62,8 @@ type Disk struct {
 	// Ephemeral content ends with the VM: the guest's flushes need not reach the disk.
 	Ephemeral bool
 	// Persistent content outlives the VM: the guest hears of every error, and zeroes it
-	// writes need no space. Such a disk is there at boot and stays.
+	// writes need no space. Such a disk is there at boot and stays, and what bounds it may
+	// change.
 	Persistent bool
 	// Shared lets others write the disk at the same time.
 	Shared bool
@@ -128,6 +129,8 @@ type VM interface {
 	// GrowDisk has the guest see that the disk has bytes now, which its file or device
 	// has already; nbd is a new connection to a disk that is served, nil for others.
 	GrowDisk(ctx context.Context, serial string, bytes int64, nbd *NBD) error
+	// ThrottleDisk bounds a persistent disk from now on.
+	ThrottleDisk(ctx context.Context, serial string, t Throttle) error
 	// Faults counts the errors the guest was told of when it used a persistent disk.
 	Faults(serial string) int
 	// Pause and Resume stop and continue the virtual CPUs.

@@ -18,10 +18,14 @@
 //   - names: a Network's resolver beside CoreDNS;
 //   - memory, the daemons' and the kernel's.
 //
+// And what a Pod's volume costs (BenchmarkStorage), by the same program everywhere: of class
+// local and on Ceph, beside the same guest on a plain virtio-blk disk, the host's file, and
+// the ways in between.
+//
 // It owns the measuring and the report; it must not know how VMs start. Run it with
 // `make bench`. It needs root, QEMU and the built programs in $H8S_OUT, starts a
 // runtime-only node of its own named $H8S_BENCH_NODE ("bench") and removes it again.
 // $H8S_BENCH_ROUNDS (5) is the number of rounds; out/bench/ receives report.md,
-// samples.json, network.md and network.json, out/share/overhead.json the overhead to give
-// the RuntimeClass.
+// samples.json, and network and storage likewise, out/share/overhead.json the overhead to
+// give the RuntimeClass.
 package bench

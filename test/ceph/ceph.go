@@ -23,6 +23,7 @@ type Cluster struct {
 
 	t          testing.TB
 	dir, netns string
+	daemons    map[string]daemon
 }
 
 const cephConf = `[global]
@@ -75,7 +76,7 @@ func StartIn(t testing.TB, netns string) *Cluster {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
-	c := &Cluster{t: t, dir: dir, netns: netns}
+	c := &Cluster{t: t, dir: dir, netns: netns, daemons: map[string]daemon{}}
 	v2, v1 := freePort(t), freePort(t)
 	c.Monitor = v1
 	for _, d := range []string{"run", "mon", "osd"} {
@@ -158,7 +159,7 @@ func (c *Cluster) RBD(args ...string) string {
 	return c.Run("rbd", append([]string{"-c", c.Conf()}, args...)...)
 }
 
-// daemon runs until the test's end.
+// daemon runs until the test's end, or until it is killed.
 func (c *Cluster) daemon(name string, args ...string) {
 	c.t.Helper()
 	cmd := c.command(name, args)
@@ -166,10 +167,29 @@ func (c *Cluster) daemon(name string, args ...string) {
 	if err := cmd.Start(); err != nil {
 		c.t.Fatal(err)
 	}
-	c.t.Cleanup(func() {
-		_ = cmd.Process.Kill()
-		_ = cmd.Wait()
-	})
+	d := daemon{cmd, args}
+	c.daemons[name] = d
+	c.t.Cleanup(d.end)
+}
+
+// Kill kills ceph-mon or ceph-osd; Again starts it again.
+func (c *Cluster) Kill(name string) { c.daemons[name].end() }
+
+// Again starts what was killed.
+func (c *Cluster) Again(name string) {
+	c.t.Helper()
+	c.daemon(name, c.daemons[name].args...)
+}
+
+// daemon is one that was started.
+type daemon struct {
+	cmd  *exec.Cmd
+	args []string
+}
+
+func (d daemon) end() {
+	_ = d.cmd.Process.Kill()
+	_ = d.cmd.Wait()
 }
 
 // Watchers are the clients that have an image open.

@@ -1,6 +1,7 @@
 package shim
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"encoding/json"
@@ -195,6 +196,18 @@ func busybox(t *testing.T, dir string, programs ...string) string {
 	return layer
 }
 
+// testbox builds the program, for a layer.
+func testbox(t *testing.T) string {
+	t.Helper()
+	box := filepath.Join(t.TempDir(), "testbox")
+	build := exec.Command("go", "build", "-o", box, "github.com/hypernetes/hypernetes/test/images/testbox")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("build testbox: %v\n%s", err, out)
+	}
+	return box
+}
+
 func (s *shim) ctx() context.Context {
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	s.t.Cleanup(cancel)
@@ -250,6 +263,30 @@ func (s *shim) sh(name, command string, change ...func(*specs.Spec)) *process {
 	_, err = s.task.Start(s.ctx(), &taskapi.StartRequest{ID: name})
 	check(s.t, err)
 	return p
+}
+
+// lines starts a container that runs a shell command and returns the lines it writes.
+func (s *shim) lines(name, command string, change ...func(*specs.Spec)) <-chan string {
+	s.t.Helper()
+	fifo, err := s.container(name, command, change...)
+	check(s.t, err)
+	f, err := os.Open(fifo)
+	check(s.t, err)
+	out := make(chan string)
+	go func() {
+		defer close(out)
+		defer f.Close()
+		for lines := bufio.NewScanner(f); lines.Scan(); {
+			select {
+			case out <- lines.Text():
+			case <-s.t.Context().Done():
+				return
+			}
+		}
+	}()
+	_, err = s.task.Start(s.ctx(), &taskapi.StartRequest{ID: name})
+	check(s.t, err)
+	return out
 }
 
 // container creates a container for sh; its output goes to a fifo.

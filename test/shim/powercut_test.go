@@ -1,7 +1,6 @@
 package shim
 
 import (
-	"bufio"
 	"bytes"
 	"errors"
 	"fmt"
@@ -15,7 +14,6 @@ import (
 	"time"
 
 	sandboxapi "github.com/containerd/containerd/api/runtime/sandbox/v1"
-	taskapi "github.com/containerd/containerd/api/runtime/task/v3"
 	"golang.org/x/sys/unix"
 
 	"github.com/hypernetes/hypernetes/test/ledger"
@@ -154,28 +152,25 @@ type kept struct {
 func (r *recorder) write(n *node, s *shim, records int) []kept {
 	r.t.Helper()
 	pid := s.up()
-	fifo, err := s.container("writer", `mkdir -p /data/ledger; i=0
+	lines := s.lines("writer", `mkdir -p /data/ledger; i=0
 while i=$((i+1)); do mkdir -p /data/n$((i%7)); echo $i >/data/n$((i%7))/f$i; /usr/bin/busybox rm -rf /data/n$(((i+3)%7)); done &
 exec testbox ledger -interval 1ms /data/ledger`, n.mounted)
-	check(r.t, err)
-	f, err := os.Open(fifo)
-	check(r.t, err)
-	defer f.Close()
-	_, err = s.task.Start(s.ctx(), &taskapi.StartRequest{ID: "writer"})
-	check(r.t, err)
 	var said []kept
-	for lines := bufio.NewScanner(f); (len(said) == 0 || said[len(said)-1].records < records) && lines.Scan(); {
+	for line := range lines {
 		var k kept
-		if _, err := fmt.Sscanf(lines.Text(), "kept %d", &k.records); err == nil {
+		if _, err := fmt.Sscanf(line, "kept %d", &k.records); err == nil {
 			k.length = r.length()
 			said = append(said, k)
+		}
+		if k.records >= records {
+			break
 		}
 	}
 	if len(said) == 0 {
 		r.t.Fatal("the writer wrote nothing")
 	}
 	check(r.t, unix.Kill(pid, unix.SIGKILL))
-	_, err = s.sandbox.WaitSandbox(s.ctx(), &sandboxapi.WaitSandboxRequest{SandboxID: s.id})
+	_, err := s.sandbox.WaitSandbox(s.ctx(), &sandboxapi.WaitSandboxRequest{SandboxID: s.id})
 	check(r.t, err)
 	return said
 }
@@ -240,12 +235,7 @@ func TestPowerCut(t *testing.T) {
 	st := n.fs.Staged
 	st.Source = record.Source{File: &record.File{Path: r.device}}
 	check(t, n.store.Stage(st, nil))
-	box := filepath.Join(t.TempDir(), "testbox")
-	build := exec.Command("go", "build", "-o", box, "github.com/hypernetes/hypernetes/test/images/testbox")
-	build.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("build testbox: %v\n%s", err, out)
-	}
+	box := testbox(t)
 	said := r.write(n, n.start(box), 60)
 	r.stop()
 	l := r.read()

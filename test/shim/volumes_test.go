@@ -258,6 +258,44 @@ func (s *shim) storageDaemon() int {
 	return r.Storage.PID
 }
 
+// TestVolumeHealth: what is known against a volume is told: its writes fail, its file was
+// cut, or is gone.
+func TestVolumeHealth(t *testing.T) {
+	n := newNode(t)
+	// A file system that is too small for its volume.
+	small := filepath.Join(n.dir, "small")
+	check(t, os.Mkdir(small, 0o700))
+	check(t, unix.Mount("small", small, "tmpfs", 0, "size=12m"))
+	t.Cleanup(func() { _ = unix.Unmount(small, unix.MNT_DETACH) })
+	path := filepath.Join(small, "disk.raw")
+	check(t, errors.Join(os.WriteFile(path, nil, 0o600), os.Truncate(path, diskBytes)))
+	n.fs.Staged.Source.File.Path = path
+	check(t, n.store.Stage(n.fs.Staged, nil))
+	s := n.start()
+	s.up()
+	health := func() *volumeapi.StatsResponse {
+		t.Helper()
+		st, err := s.volumes.Stats(s.ctx(), &volumeapi.StatsRequest{Key: n.fs.Key})
+		check(t, err)
+		return st
+	}
+	if st := health(); st.Health != volumeapi.Health_HEALTHY || st.Abnormal != "" {
+		t.Errorf("at first: %v", st)
+	}
+	_, out := s.sh("writer", "dd if=/dev/urandom of=/data/f bs=1048576 count=32 conv=fsync 2>&1; true", n.mounted).end()
+	if st := health(); st.Health != volumeapi.Health_DISK_ERRORS || !strings.Contains(st.Abnormal, "have failed") {
+		t.Errorf("after writes that failed: %v; writer: %s", st, out)
+	}
+	check(t, os.Truncate(path, diskBytes/2))
+	if st := health(); st.Health != volumeapi.Health_BACKING_LOST || !strings.Contains(st.Abnormal, "was cut") || st.TotalBytes > diskBytes/2 {
+		t.Errorf("after the file was cut: %v", st)
+	}
+	check(t, os.Remove(path))
+	if st := health(); st.Health != volumeapi.Health_BACKING_LOST || !strings.Contains(st.Abnormal, "gone from the node") {
+		t.Errorf("after the file was removed: %v", st)
+	}
+}
+
 // TestPlaceholderOfNoVolume: a container never gets what stands for a volume.
 func TestPlaceholderOfNoVolume(t *testing.T) {
 	n := newNode(t)

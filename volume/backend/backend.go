@@ -148,6 +148,18 @@ type Inlines interface {
 	ListInline() ([]Inline, error)
 }
 
+// Limits are told of a volume that this node has, and puts into effect that it has others;
+// nil is none. A volume that it does not have is no error.
+//
+// Errors: errdefs.ErrUnavailable, errdefs.ErrAborted: to be told again.
+type Limits func(ctx context.Context, volume string, t *record.Throttle) error
+
+// Limited are files whose limits change while the node has them.
+type Limited interface {
+	// Tell says who is to be told. It comes before any other call.
+	Tell(Limits)
+}
+
 // Mutable volumes change their class (VolumeAttributesClass).
 type Mutable interface {
 	Modify(ctx context.Context, id string, parameters map[string]string) error

@@ -138,6 +138,9 @@ func runNode(ctx context.Context, o nodeOptions, backends []*Backend, version st
 		if parts.Tenants {
 			service.Owners = owner.API{Reader: api}
 		}
+		if l, ok := parts.Files.(backend.Limited); ok {
+			l.Tell(service.Limit)
+		}
 		collector.Nodes = append(collector.Nodes, service)
 		socket := filepath.Join(o.kubeletRoot, "plugins", b.Driver, "csi.sock")
 		server := newServer(b.Driver, m)

@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"unicode/utf8"
 
@@ -45,6 +46,9 @@ type Machines interface {
 	Stats(ctx context.Context, podUID, key string) (*volumev1.StatsResponse, error)
 	// Grow returns the size that the VM sees.
 	Grow(ctx context.Context, podUID, key string, bytes int64) (int64, error)
+	// Throttle bounds a volume's I/O as its record says; errdefs.ErrNotImplemented of a shim
+	// that cannot.
+	Throttle(ctx context.Context, podUID, key string) error
 }
 
 // Places makes placeholders.
@@ -105,6 +109,8 @@ func (n *Node) NodeGetCapabilities(context.Context, *csi.NodeGetCapabilitiesRequ
 		csi.NodeServiceCapability_RPC_EXPAND_VOLUME,
 		csi.NodeServiceCapability_RPC_SINGLE_NODE_MULTI_WRITER,
 		csi.NodeServiceCapability_RPC_VOLUME_MOUNT_GROUP,
+		csi.NodeServiceCapability_RPC_GET_VOLUME_HEALTH,
+		capabilityCondition,
 	} {
 		resp.Capabilities = append(resp.Capabilities, &csi.NodeServiceCapability{
 			Type: &csi.NodeServiceCapability_Rpc{Rpc: &csi.NodeServiceCapability_RPC{Type: t}},
@@ -296,56 +302,6 @@ func (n *Node) publication(key string, is func(record.Publication) bool) (record
 	return record.Publication{}, errdefs.ErrNotFound
 }
 
-// NodeGetVolumeStats implements csi.NodeServer.
-func (n *Node) NodeGetVolumeStats(ctx context.Context, r *csi.NodeGetVolumeStatsRequest) (*csi.NodeGetVolumeStatsResponse, error) {
-	known, err := handle("volume_id", r.GetVolumeId())
-	if err != nil {
-		return nil, err
-	}
-	if r.GetVolumePath() == "" {
-		return nil, fmt.Errorf("volume_path is missing: set it: %w", errdefs.ErrInvalidArgument)
-	}
-	if !known {
-		return nil, fmt.Errorf("volume %q: %w", bounded(r.GetVolumeId()), errdefs.ErrNotFound)
-	}
-	key := record.Key(n.Driver, r.GetVolumeId())
-	// Of a raw device the kubelet names where it holds it itself: …/volumeDevices/PV/dev/POD.
-	p, err := n.publication(key, func(p record.Publication) bool {
-		return p.Target == r.GetVolumePath() || p.Mode == record.Block && p.PodUID == filepath.Base(r.GetVolumePath())
-	})
-	if errdefs.IsNotFound(err) {
-		return nil, fmt.Errorf("volume %s is not published at %.200q: %w", r.GetVolumeId(), r.GetVolumePath(), err)
-	} else if err != nil {
-		return nil, err
-	}
-	s, err := n.Machines.Stats(ctx, p.PodUID, key)
-	if errdefs.IsNotFound(err) {
-		return nil, fmt.Errorf("volume %s: the VM of pod %s does not run yet: %w", r.GetVolumeId(), p.PodUID, errdefs.ErrUnavailable)
-	} else if err != nil {
-		return nil, err
-	}
-	if s.GetAbnormal() != "" {
-		log.G(ctx).WithFields(log.Fields{"volume": r.GetVolumeId(), "pod": p.PodUID}).Warnf("volume: %.200q", s.GetAbnormal())
-	}
-	resp := &csi.NodeGetVolumeStatsResponse{}
-	if p.Mode == record.Block {
-		resp.Usage = []*csi.VolumeUsage{usage(csi.VolumeUsage_BYTES, s.GetDeviceBytes(), 0, 0)}
-		return resp, nil
-	}
-	resp.Usage = []*csi.VolumeUsage{
-		usage(csi.VolumeUsage_BYTES, s.GetTotalBytes(), s.GetUsedBytes(), s.GetAvailableBytes()),
-		usage(csi.VolumeUsage_INODES, s.GetTotalInodes(), s.GetUsedInodes(), s.GetAvailableInodes()),
-	}
-	return resp, nil
-}
-
-// usage holds the guest's numbers to what can be: they come from a tenant.
-func usage(unit csi.VolumeUsage_Unit, total, used, available uint64) *csi.VolumeUsage {
-	total = min(total, 1<<62)
-	used = min(used, total)
-	return &csi.VolumeUsage{Unit: unit, Total: int64(total), Used: int64(used), Available: int64(min(available, total-used))}
-}
-
 // NodeExpandVolume implements csi.NodeServer.
 func (n *Node) NodeExpandVolume(ctx context.Context, r *csi.NodeExpandVolumeRequest) (*csi.NodeExpandVolumeResponse, error) {
 	if err := required("volume_id", r.GetVolumeId()); err != nil {
@@ -407,6 +363,45 @@ func (n *Node) NodeExpandVolume(ctx context.Context, r *csi.NodeExpandVolumeRequ
 		least = max(least, bytes)
 	}
 	return &csi.NodeExpandVolumeResponse{CapacityBytes: least}, nil
+}
+
+// Limit implements backend.Limits: of the next VM by the record, of those that run by
+// telling them, even if the record says so already, for who wrote that may have been killed.
+func (n *Node) Limit(ctx context.Context, id string, t *record.Throttle) error {
+	key, unlock, err := n.begin(id)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	st, err := n.Store.Staged(key)
+	if errdefs.IsNotFound(err) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if !reflect.DeepEqual(st.Throttle, t) {
+		st.Throttle = t
+		if err := n.restage(key, st); err != nil {
+			return err
+		}
+		log.G(ctx).WithFields(log.Fields{"volume": id, "limits": fmt.Sprintf("%+v", t)}).Info("volume has other limits")
+	}
+	pubs, err := n.Store.Publications(key)
+	if err != nil {
+		return err
+	}
+	for _, p := range pubs {
+		err := n.Machines.Throttle(ctx, p.PodUID, key)
+		switch {
+		case err == nil, errdefs.IsNotFound(err), errdefs.IsUnavailable(err) && n.off(key, p.PodUID):
+		case errdefs.IsNotImplemented(err):
+			log.G(ctx).WithFields(log.Fields{"volume": id, "pod": p.PodUID}).Warn("the Pod's shim is older: its limits change when the Pod is made anew")
+		default:
+			return fmt.Errorf("volume %s in the VM of pod %s: %w", id, p.PodUID, err)
+		}
+	}
+	return nil
 }
 
 // restage changes a record and keeps its secrets.

@@ -7,9 +7,11 @@ import (
 	"math"
 	"os"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"testing"
 	"time"
+	"unicode/utf8"
 
 	"github.com/container-storage-interface/spec/lib/go/csi"
 	"github.com/containerd/errdefs"
@@ -18,6 +20,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/encoding/protowire"
 
 	volumev1 "github.com/hypernetes/hypernetes/api/volume/v1"
 	"github.com/hypernetes/hypernetes/volume/backend"
@@ -544,9 +547,43 @@ func TestStats(t *testing.T) {
 			t.Errorf("usage %+v", u)
 		}
 	}
+	if is, message := conditionOf(t, r); is || message == "" {
+		t.Errorf("condition %t %q", is, message)
+	}
+	health := func() []*csi.VolumeHealth_VolumeHealthEntry {
+		t.Helper()
+		h, err := c.NodeGetVolumeHealth(t.Context(), &csi.NodeGetVolumeHealthRequest{VolumeId: v.id})
+		v.ok("health", err)
+		return h.GetVolumeHealth().GetHealthStatuses()
+	}
+	if h := health(); len(h) != 0 {
+		t.Errorf("health %v", h)
+	}
+	for kind, want := range map[volumev1.Health]string{
+		volumev1.Health_GUEST_REPORTS_ERRORS: "DEGRADED GuestReportsErrors", volumev1.Health_DISK_ERRORS: "DEGRADED DiskErrors",
+		volumev1.Health_BACKING_LOST: "DATA_LOSS BackingLost", 77: "DEGRADED GuestReportsErrors",
+	} {
+		c.Shim.Answer.Abnormal, c.Shim.Answer.Health = "read-only\n\x1b[31m"+strings.Repeat("ä", 4000), kind
+		r, err = ask()
+		v.ok("stats", err)
+		is, message := conditionOf(t, r)
+		if !is || !strings.HasPrefix(message, "read-only  [31mää") || len(message) > 1000 || !utf8.ValidString(message) {
+			t.Errorf("condition %t %q", is, message)
+		}
+		if h := health(); len(h) != 1 || h[0].GetStatus().String()+" "+h[0].GetReason() != want || h[0].GetMessage() != message {
+			t.Errorf("health %v, want %s", h, want)
+		}
+	}
 	c.Shim.Answer, c.Shim.Err = nil, errdefs.ErrUnavailable
 	_, err = ask()
 	v.code("a guest that does not answer", err, codes.Unavailable)
+	off := v.boot("pod-1")
+	_, err = c.NodeGetVolumeHealth(t.Context(), &csi.NodeGetVolumeHealthRequest{VolumeId: v.id})
+	v.code("health of a guest that does not answer", err, codes.Unavailable)
+	off()
+	if h := health(); len(h) != 0 {
+		t.Errorf("health without a VM: %v", h)
+	}
 	c.Shim.Err = nil
 	address, err := c.Store.Shim("pod-1")
 	v.ok("shim", err)
@@ -565,6 +602,38 @@ func TestStats(t *testing.T) {
 		t.Errorf("stats of a raw device: %v, %v", r, err)
 	}
 	v.ok("unpublish", v.unpublish("pod-1"))
+}
+
+// conditionOf reads an answer as a kubelet that speaks CSI 1.9.
+func conditionOf(t *testing.T, r *csi.NodeGetVolumeStatsResponse) (abnormal bool, message string) {
+	t.Helper()
+	fields := func(b []byte, each func(n protowire.Number, number uint64, bytes []byte)) {
+		for len(b) > 0 {
+			n, kind, tag := protowire.ConsumeTag(b)
+			size := protowire.ConsumeFieldValue(n, kind, b[tag:])
+			if tag < 0 || size < 0 {
+				t.Fatalf("%x is no message", b)
+			}
+			number, _ := protowire.ConsumeVarint(b[tag:])
+			bytes, _ := protowire.ConsumeBytes(b[tag:])
+			each(n, number, bytes)
+			b = b[tag+size:]
+		}
+	}
+	fields(r.ProtoReflect().GetUnknown(), func(n protowire.Number, _ uint64, bytes []byte) {
+		if n != 2 {
+			t.Errorf("field %d", n)
+		}
+		fields(bytes, func(n protowire.Number, number uint64, bytes []byte) {
+			switch n {
+			case 1:
+				abnormal = protowire.DecodeBool(number)
+			case 2:
+				message = string(bytes)
+			}
+		})
+	})
+	return abnormal, message
 }
 
 func TestExpand(t *testing.T) {
@@ -599,6 +668,33 @@ func TestExpand(t *testing.T) {
 		t.Errorf("no VM: %v", err)
 	}
 	v.ok("unpublish", v.unpublish("pod-1"))
+
+	// Limits change likewise, and who has written them may have been killed before it told.
+	c.Shim.Err = nil
+	v.ok("publish", v.publishTo("pod-1", false))
+	limit := func(t *record.Throttle) error { return c.Node.Limit(v.c.t.Context(), v.id, t) }
+	for i, limits := range []*record.Throttle{{IOPS: 100}, {IOPS: 100}, nil} {
+		v.ok("limit", limit(limits))
+		if st, err := c.Store.Staged(v.key); err != nil || !reflect.DeepEqual(st.Throttle, limits) || c.Shim.Throttled[v.key] != i+1 {
+			t.Errorf("limits %+v: %+v, told %d times, %v", limits, st, c.Shim.Throttled[v.key], err)
+		}
+	}
+	if key, err := c.Store.Secret(v.key, record.SecretKey); err != nil || len(key) == 0 {
+		t.Errorf("the secret went: %v", err)
+	}
+	off = v.boot("pod-1")
+	c.Shim.Err = errdefs.ErrUnavailable
+	if err := limit(nil); !errdefs.IsUnavailable(err) {
+		t.Errorf("a VM that does not answer: %v", err)
+	}
+	c.Shim.Err = errdefs.ErrNotImplemented
+	v.ok("an older shim", limit(nil))
+	c.Shim.Err = errdefs.ErrUnavailable
+	off()
+	v.ok("no VM", limit(nil))
+	v.ok("unpublish", v.unpublish("pod-1"))
+	v.ok("unstage", v.unstage())
+	v.ok("not staged", limit(nil))
 
 	near := serve(t, drivertest.Subject{Volumes: backendtest.Near{Keeper: &backendtest.Keeper{Dir: t.TempDir()}}})
 	v = near.volume("a", mountCap(rwo))

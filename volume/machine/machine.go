@@ -27,6 +27,8 @@ const (
 	dialTimeout  = 2 * time.Second
 	statsTimeout = 4 * time.Second
 	growTimeout  = 90 * time.Second
+
+	throttleTimeout = 15 * time.Second
 )
 
 // Addresses tell where a Pod's shim listens; the error is errdefs.ErrNotFound if it has none.
@@ -57,6 +59,15 @@ func (m Machines) Grow(ctx context.Context, podUID, key string, bytes int64) (in
 		return err
 	})
 	return int64(min(resp.GetDeviceBytes(), 1<<62)), err
+}
+
+// Throttle has the VM bound a volume's I/O as its record says. Errors are those of Stats,
+// and errdefs.ErrNotImplemented of a shim that is older.
+func (m Machines) Throttle(ctx context.Context, podUID, key string) error {
+	return m.call(ctx, podUID, throttleTimeout, func(ctx context.Context, c volumev1.VolumesService) error {
+		_, err := c.Throttle(ctx, &volumev1.ThrottleRequest{Key: key})
+		return err
+	})
 }
 
 func (m Machines) call(ctx context.Context, podUID string, timeout time.Duration, do func(context.Context, volumev1.VolumesService) error) error {

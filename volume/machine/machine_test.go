@@ -24,8 +24,9 @@ func (a addresses) Shim(uid string) (string, error) {
 }
 
 type shim struct {
-	err   error
-	grown uint64
+	err       error
+	grown     uint64
+	throttled string
 }
 
 func (s *shim) Stats(context.Context, *volumev1.StatsRequest) (*volumev1.StatsResponse, error) {
@@ -35,6 +36,11 @@ func (s *shim) Stats(context.Context, *volumev1.StatsRequest) (*volumev1.StatsRe
 func (s *shim) Grow(_ context.Context, r *volumev1.GrowRequest) (*volumev1.GrowResponse, error) {
 	s.grown = r.GetSizeBytes()
 	return &volumev1.GrowResponse{DeviceBytes: r.GetSizeBytes()}, errgrpc.ToGRPC(s.err)
+}
+
+func (s *shim) Throttle(_ context.Context, r *volumev1.ThrottleRequest) (*volumev1.ThrottleResponse, error) {
+	s.throttled = r.GetKey()
+	return &volumev1.ThrottleResponse{}, errgrpc.ToGRPC(s.err)
 }
 
 func TestMachines(t *testing.T) {
@@ -59,6 +65,9 @@ func TestMachines(t *testing.T) {
 	}
 	if n, err := m.Grow(t.Context(), "pod", "k", 42); err != nil || n != 42 || s.grown != 42 {
 		t.Errorf("%d, %v", n, err)
+	}
+	if err := m.Throttle(t.Context(), "pod", "k"); err != nil || s.throttled != "k" {
+		t.Errorf("%q, %v", s.throttled, err)
 	}
 	if _, err := m.Stats(t.Context(), "other", "k"); !errdefs.IsNotFound(err) {
 		t.Errorf("no VM: %v", err)

@@ -49,6 +49,25 @@ type LocalVolumeSpec struct {
 	// Claim is the PersistentVolumeClaim, namespace/name, it was made for.
 	// +kubebuilder:validation:MaxLength=512
 	Claim string `json:"claim,omitempty"`
+	// Throttle bounds what a VM does to it; nil for nothing.
+	Throttle *LocalThrottle `json:"throttle,omitempty"`
+}
+
+// LocalThrottle bounds I/O a second; 0 is no bound. All and reads or writes exclude each
+// other.
+type LocalThrottle struct {
+	// +kubebuilder:validation:Minimum=0
+	IOPS int64 `json:"iops,omitempty"`
+	// +kubebuilder:validation:Minimum=0
+	ReadIOPS int64 `json:"readIOPS,omitempty"`
+	// +kubebuilder:validation:Minimum=0
+	WriteIOPS int64 `json:"writeIOPS,omitempty"`
+	// +kubebuilder:validation:Minimum=0
+	BytesPerSecond int64 `json:"bytesPerSecond,omitempty"`
+	// +kubebuilder:validation:Minimum=0
+	ReadBytesPerSecond int64 `json:"readBytesPerSecond,omitempty"`
+	// +kubebuilder:validation:Minimum=0
+	WriteBytesPerSecond int64 `json:"writeBytesPerSecond,omitempty"`
 }
 
 // LocalSource is a volume or a snapshot, by its ID.
@@ -88,6 +107,8 @@ type LocalVolumeStatus struct {
 	SizeBytes int64 `json:"sizeBytes,omitempty"`
 	// ObservedBytes is the spec.sizeBytes that message and reason are about.
 	ObservedBytes int64 `json:"observedBytes,omitempty"`
+	// ObservedGeneration is the spec whose throttle is in effect.
+	ObservedGeneration int64 `json:"observedGeneration,omitempty"`
 	// Reason, if something failed: NoSpace, InUse, Invalid.
 	Reason  string `json:"reason,omitempty"`
 	Message string `json:"message,omitempty"`

@@ -28,6 +28,61 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+type Health int32
+
+const (
+	Health_HEALTHY Health = 0
+	// The guest says so, and nobody else.
+	Health_GUEST_REPORTS_ERRORS Health = 1
+	// Reads or writes of the disk have failed.
+	Health_DISK_ERRORS Health = 2
+	// The file is gone, or what there was of it.
+	Health_BACKING_LOST Health = 3
+)
+
+// Enum value maps for Health.
+var (
+	Health_name = map[int32]string{
+		0: "HEALTHY",
+		1: "GUEST_REPORTS_ERRORS",
+		2: "DISK_ERRORS",
+		3: "BACKING_LOST",
+	}
+	Health_value = map[string]int32{
+		"HEALTHY":              0,
+		"GUEST_REPORTS_ERRORS": 1,
+		"DISK_ERRORS":          2,
+		"BACKING_LOST":         3,
+	}
+)
+
+func (x Health) Enum() *Health {
+	p := new(Health)
+	*p = x
+	return p
+}
+
+func (x Health) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (Health) Descriptor() protoreflect.EnumDescriptor {
+	return file_volume_v1_volume_proto_enumTypes[0].Descriptor()
+}
+
+func (Health) Type() protoreflect.EnumType {
+	return &file_volume_v1_volume_proto_enumTypes[0]
+}
+
+func (x Health) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use Health.Descriptor instead.
+func (Health) EnumDescriptor() ([]byte, []int) {
+	return file_volume_v1_volume_proto_rawDescGZIP(), []int{0}
+}
+
 type StatsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// As record.Key.
@@ -86,7 +141,9 @@ type StatsResponse struct {
 	UsedInodes      uint64 `protobuf:"varint,6,opt,name=used_inodes,json=usedInodes,proto3" json:"used_inodes,omitempty"`
 	AvailableInodes uint64 `protobuf:"varint,7,opt,name=available_inodes,json=availableInodes,proto3" json:"available_inodes,omitempty"`
 	// What is known against the volume, "" for nothing; at most 1 KiB, printable.
-	Abnormal      string `protobuf:"bytes,8,opt,name=abnormal,proto3" json:"abnormal,omitempty"`
+	Abnormal string `protobuf:"bytes,8,opt,name=abnormal,proto3" json:"abnormal,omitempty"`
+	// What kind of thing that is.
+	Health        Health `protobuf:"varint,9,opt,name=health,proto3,enum=hypernetes.volume.v1.Health" json:"health,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -175,6 +232,13 @@ func (x *StatsResponse) GetAbnormal() string {
 		return x.Abnormal
 	}
 	return ""
+}
+
+func (x *StatsResponse) GetHealth() Health {
+	if x != nil {
+		return x.Health
+	}
+	return Health_HEALTHY
 }
 
 type GrowRequest struct {
@@ -275,13 +339,93 @@ func (x *GrowResponse) GetDeviceBytes() uint64 {
 	return 0
 }
 
+type ThrottleRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Key           string                 `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ThrottleRequest) Reset() {
+	*x = ThrottleRequest{}
+	mi := &file_volume_v1_volume_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ThrottleRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ThrottleRequest) ProtoMessage() {}
+
+func (x *ThrottleRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_volume_v1_volume_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ThrottleRequest.ProtoReflect.Descriptor instead.
+func (*ThrottleRequest) Descriptor() ([]byte, []int) {
+	return file_volume_v1_volume_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *ThrottleRequest) GetKey() string {
+	if x != nil {
+		return x.Key
+	}
+	return ""
+}
+
+type ThrottleResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ThrottleResponse) Reset() {
+	*x = ThrottleResponse{}
+	mi := &file_volume_v1_volume_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ThrottleResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ThrottleResponse) ProtoMessage() {}
+
+func (x *ThrottleResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_volume_v1_volume_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ThrottleResponse.ProtoReflect.Descriptor instead.
+func (*ThrottleResponse) Descriptor() ([]byte, []int) {
+	return file_volume_v1_volume_proto_rawDescGZIP(), []int{5}
+}
+
 var File_volume_v1_volume_proto protoreflect.FileDescriptor
 
 const file_volume_v1_volume_proto_rawDesc = "" +
 	"\n" +
 	"\x16volume/v1/volume.proto\x12\x14hypernetes.volume.v1\" \n" +
 	"\fStatsRequest\x12\x10\n" +
-	"\x03key\x18\x01 \x01(\tR\x03key\"\xa6\x02\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\"\xdc\x02\n" +
 	"\rStatsResponse\x12!\n" +
 	"\fdevice_bytes\x18\x01 \x01(\x04R\vdeviceBytes\x12\x1f\n" +
 	"\vtotal_bytes\x18\x02 \x01(\x04R\n" +
@@ -293,16 +437,26 @@ const file_volume_v1_volume_proto_rawDesc = "" +
 	"\vused_inodes\x18\x06 \x01(\x04R\n" +
 	"usedInodes\x12)\n" +
 	"\x10available_inodes\x18\a \x01(\x04R\x0favailableInodes\x12\x1a\n" +
-	"\babnormal\x18\b \x01(\tR\babnormal\">\n" +
+	"\babnormal\x18\b \x01(\tR\babnormal\x124\n" +
+	"\x06health\x18\t \x01(\x0e2\x1c.hypernetes.volume.v1.HealthR\x06health\">\n" +
 	"\vGrowRequest\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x1d\n" +
 	"\n" +
 	"size_bytes\x18\x02 \x01(\x04R\tsizeBytes\"1\n" +
 	"\fGrowResponse\x12!\n" +
-	"\fdevice_bytes\x18\x01 \x01(\x04R\vdeviceBytes2\xaa\x01\n" +
+	"\fdevice_bytes\x18\x01 \x01(\x04R\vdeviceBytes\"#\n" +
+	"\x0fThrottleRequest\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\"\x12\n" +
+	"\x10ThrottleResponse*R\n" +
+	"\x06Health\x12\v\n" +
+	"\aHEALTHY\x10\x00\x12\x18\n" +
+	"\x14GUEST_REPORTS_ERRORS\x10\x01\x12\x0f\n" +
+	"\vDISK_ERRORS\x10\x02\x12\x10\n" +
+	"\fBACKING_LOST\x10\x032\x85\x02\n" +
 	"\aVolumes\x12P\n" +
 	"\x05Stats\x12\".hypernetes.volume.v1.StatsRequest\x1a#.hypernetes.volume.v1.StatsResponse\x12M\n" +
-	"\x04Grow\x12!.hypernetes.volume.v1.GrowRequest\x1a\".hypernetes.volume.v1.GrowResponseB7Z5github.com/hypernetes/hypernetes/api/volume/v1;volumeb\x06proto3"
+	"\x04Grow\x12!.hypernetes.volume.v1.GrowRequest\x1a\".hypernetes.volume.v1.GrowResponse\x12Y\n" +
+	"\bThrottle\x12%.hypernetes.volume.v1.ThrottleRequest\x1a&.hypernetes.volume.v1.ThrottleResponseB7Z5github.com/hypernetes/hypernetes/api/volume/v1;volumeb\x06proto3"
 
 var (
 	file_volume_v1_volume_proto_rawDescOnce sync.Once
@@ -316,23 +470,30 @@ func file_volume_v1_volume_proto_rawDescGZIP() []byte {
 	return file_volume_v1_volume_proto_rawDescData
 }
 
-var file_volume_v1_volume_proto_msgTypes = make([]protoimpl.MessageInfo, 4)
+var file_volume_v1_volume_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
+var file_volume_v1_volume_proto_msgTypes = make([]protoimpl.MessageInfo, 6)
 var file_volume_v1_volume_proto_goTypes = []any{
-	(*StatsRequest)(nil),  // 0: hypernetes.volume.v1.StatsRequest
-	(*StatsResponse)(nil), // 1: hypernetes.volume.v1.StatsResponse
-	(*GrowRequest)(nil),   // 2: hypernetes.volume.v1.GrowRequest
-	(*GrowResponse)(nil),  // 3: hypernetes.volume.v1.GrowResponse
+	(Health)(0),              // 0: hypernetes.volume.v1.Health
+	(*StatsRequest)(nil),     // 1: hypernetes.volume.v1.StatsRequest
+	(*StatsResponse)(nil),    // 2: hypernetes.volume.v1.StatsResponse
+	(*GrowRequest)(nil),      // 3: hypernetes.volume.v1.GrowRequest
+	(*GrowResponse)(nil),     // 4: hypernetes.volume.v1.GrowResponse
+	(*ThrottleRequest)(nil),  // 5: hypernetes.volume.v1.ThrottleRequest
+	(*ThrottleResponse)(nil), // 6: hypernetes.volume.v1.ThrottleResponse
 }
 var file_volume_v1_volume_proto_depIdxs = []int32{
-	0, // 0: hypernetes.volume.v1.Volumes.Stats:input_type -> hypernetes.volume.v1.StatsRequest
-	2, // 1: hypernetes.volume.v1.Volumes.Grow:input_type -> hypernetes.volume.v1.GrowRequest
-	1, // 2: hypernetes.volume.v1.Volumes.Stats:output_type -> hypernetes.volume.v1.StatsResponse
-	3, // 3: hypernetes.volume.v1.Volumes.Grow:output_type -> hypernetes.volume.v1.GrowResponse
-	2, // [2:4] is the sub-list for method output_type
-	0, // [0:2] is the sub-list for method input_type
-	0, // [0:0] is the sub-list for extension type_name
-	0, // [0:0] is the sub-list for extension extendee
-	0, // [0:0] is the sub-list for field type_name
+	0, // 0: hypernetes.volume.v1.StatsResponse.health:type_name -> hypernetes.volume.v1.Health
+	1, // 1: hypernetes.volume.v1.Volumes.Stats:input_type -> hypernetes.volume.v1.StatsRequest
+	3, // 2: hypernetes.volume.v1.Volumes.Grow:input_type -> hypernetes.volume.v1.GrowRequest
+	5, // 3: hypernetes.volume.v1.Volumes.Throttle:input_type -> hypernetes.volume.v1.ThrottleRequest
+	2, // 4: hypernetes.volume.v1.Volumes.Stats:output_type -> hypernetes.volume.v1.StatsResponse
+	4, // 5: hypernetes.volume.v1.Volumes.Grow:output_type -> hypernetes.volume.v1.GrowResponse
+	6, // 6: hypernetes.volume.v1.Volumes.Throttle:output_type -> hypernetes.volume.v1.ThrottleResponse
+	4, // [4:7] is the sub-list for method output_type
+	1, // [1:4] is the sub-list for method input_type
+	1, // [1:1] is the sub-list for extension type_name
+	1, // [1:1] is the sub-list for extension extendee
+	0, // [0:1] is the sub-list for field type_name
 }
 
 func init() { file_volume_v1_volume_proto_init() }
@@ -345,13 +506,14 @@ func file_volume_v1_volume_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_volume_v1_volume_proto_rawDesc), len(file_volume_v1_volume_proto_rawDesc)),
-			NumEnums:      0,
-			NumMessages:   4,
+			NumEnums:      1,
+			NumMessages:   6,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
 		GoTypes:           file_volume_v1_volume_proto_goTypes,
 		DependencyIndexes: file_volume_v1_volume_proto_depIdxs,
+		EnumInfos:         file_volume_v1_volume_proto_enumTypes,
 		MessageInfos:      file_volume_v1_volume_proto_msgTypes,
 	}.Build()
 	File_volume_v1_volume_proto = out.File

@@ -10,6 +10,7 @@ import (
 type VolumesService interface {
 	Stats(context.Context, *StatsRequest) (*StatsResponse, error)
 	Grow(context.Context, *GrowRequest) (*GrowResponse, error)
+	Throttle(context.Context, *ThrottleRequest) (*ThrottleResponse, error)
 }
 
 func RegisterVolumesService(srv *ttrpc.Server, svc VolumesService) {
@@ -28,6 +29,13 @@ func RegisterVolumesService(srv *ttrpc.Server, svc VolumesService) {
 					return nil, err
 				}
 				return svc.Grow(ctx, &req)
+			},
+			"Throttle": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
+				var req ThrottleRequest
+				if err := unmarshal(&req); err != nil {
+					return nil, err
+				}
+				return svc.Throttle(ctx, &req)
 			},
 		},
 	})
@@ -54,6 +62,14 @@ func (c *volumesClient) Stats(ctx context.Context, req *StatsRequest) (*StatsRes
 func (c *volumesClient) Grow(ctx context.Context, req *GrowRequest) (*GrowResponse, error) {
 	var resp GrowResponse
 	if err := c.client.Call(ctx, "hypernetes.volume.v1.Volumes", "Grow", req, &resp); err != nil {
+		return nil, err
+	}
+	return &resp, nil
+}
+
+func (c *volumesClient) Throttle(ctx context.Context, req *ThrottleRequest) (*ThrottleResponse, error) {
+	var resp ThrottleResponse
+	if err := c.client.Call(ctx, "hypernetes.volume.v1.Volumes", "Throttle", req, &resp); err != nil {
 		return nil, err
 	}
 	return &resp, nil

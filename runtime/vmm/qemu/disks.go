@@ -113,6 +113,18 @@ func (m *VM) RemoveDisk(ctx context.Context, serial string) error {
 	return nil
 }
 
+// persistent finds a disk that stays; disks are locked.
+func (m *VM) persistent(serial string) (plugged, error) {
+	p, ok := m.disks[serial]
+	switch {
+	case !ok:
+		return p, fmt.Errorf("vm %s: disk %s: %w", m.id, serial, errdefs.ErrNotFound)
+	case p.stays == nil:
+		return p, fmt.Errorf("vm %s: disk %s is not persistent: %w", m.id, serial, errdefs.ErrFailedPrecondition)
+	}
+	return p, nil
+}
+
 // GrowDisk implements vmm.VM.
 //
 // Errors: errdefs.ErrNotFound, errdefs.ErrFailedPrecondition for a disk that is not
@@ -123,13 +135,11 @@ func (m *VM) GrowDisk(ctx context.Context, serial string, bytes int64, nbd *vmm.
 		return err
 	}
 	defer unlock()
-	p, ok := m.disks[serial]
-	switch {
-	case !ok:
-		return fmt.Errorf("vm %s: disk %s: %w", m.id, serial, errdefs.ErrNotFound)
-	case p.stays == nil:
-		return fmt.Errorf("vm %s: disk %s is not persistent: %w", m.id, serial, errdefs.ErrFailedPrecondition)
-	case (p.stays.NBD == nil) != (nbd == nil):
+	p, err := m.persistent(serial)
+	if err != nil {
+		return err
+	}
+	if (p.stays.NBD == nil) != (nbd == nil) {
 		return fmt.Errorf("vm %s: disk %s: %w: a new connection is needed for a disk that is served, and only for that", m.id, serial, errdefs.ErrInvalidArgument)
 	}
 	if nbd != nil {
@@ -142,6 +152,25 @@ func (m *VM) GrowDisk(ctx context.Context, serial string, bytes int64, nbd *vmm.
 	// The topmost node: a throttle does not hear of a change below it. QEMU takes the size
 	// for an order, not for news: it is the caller's to be right.
 	if _, err := m.qmp.Execute(ctx, "block_resize", map[string]any{"node-name": nodeName(serial), "size": bytes}); err != nil {
+		return fmt.Errorf("vm %s: disk %s: %w", m.id, serial, err)
+	}
+	return nil
+}
+
+// ThrottleDisk implements vmm.VM.
+//
+// Errors: errdefs.ErrNotFound, errdefs.ErrFailedPrecondition for a disk that is not
+// persistent.
+func (m *VM) ThrottleDisk(ctx context.Context, serial string, t vmm.Throttle) error {
+	unlock, err := m.lockDisks(ctx)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	if _, err := m.persistent(serial); err != nil {
+		return err
+	}
+	if _, err := m.qmp.Execute(ctx, "qom-set", map[string]any{"path": "/objects/" + groupName(serial), "property": "limits", "value": limits(t)}); err != nil {
 		return fmt.Errorf("vm %s: disk %s: %w", m.id, serial, err)
 	}
 	return nil

@@ -2,6 +2,7 @@ package qemu
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -85,6 +86,18 @@ func TestPersistentDisk(t *testing.T) {
 			if st, err := os.Stat(path); err != nil || st.Size() != 3<<20 {
 				t.Errorf("%v, %v", st, err)
 			}
+			for _, limits := range []vmm.Throttle{{ReadIOPS: 20, Bytes: 1 << 20}, {}} {
+				if err := g.ThrottleDisk(ctx, "vol", limits); err != nil {
+					t.Fatal(err)
+				}
+				if got := g.limits(t, "vol"); got != limits {
+					t.Errorf("limits %+v, want %+v", got, limits)
+				}
+				g.ask("put vol written", "put")
+			}
+			if err := g.ThrottleDisk(ctx, "other", vmm.Throttle{}); !errdefs.IsNotFound(err) {
+				t.Errorf("another disk: %v", err)
+			}
 			if err := g.RemoveDisk(ctx, "vol"); !errdefs.IsFailedPrecondition(err) {
 				t.Errorf("a persistent disk is removed: %v", err)
 			}
@@ -106,6 +119,23 @@ func TestPersistentDisk(t *testing.T) {
 				t.Errorf("the file has %.20q, %v", b, err)
 			}
 		})
+	}
+}
+
+// limits are those that QEMU has for a disk.
+func (g *guest) limits(t *testing.T, serial string) vmm.Throttle {
+	t.Helper()
+	b, err := g.qmp.Execute(t.Context(), "qom-get", map[string]any{"path": "/objects/" + groupName(serial), "property": "limits"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var l map[string]int64
+	if err := json.Unmarshal(b, &l); err != nil {
+		t.Fatal(err)
+	}
+	return vmm.Throttle{
+		IOPS: l["iops-total"], ReadIOPS: l["iops-read"], WriteIOPS: l["iops-write"],
+		Bytes: l["bps-total"], ReadBytes: l["bps-read"], WriteBytes: l["bps-write"],
 	}
 }
 

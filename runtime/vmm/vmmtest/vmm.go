@@ -55,7 +55,7 @@ func (v *VMM) Start(_ context.Context, cfg vmm.Config) (vmm.VM, error) {
 	if v.Wire != nil {
 		guest = v.Wire(guest)
 	}
-	vm := &VM{Config: cfg, Agent: newAgent(), cmd: cmd, channel: host, done: make(chan struct{}), disks: map[string]bool{}, grown: map[string]int64{}, faults: map[string]int{}}
+	vm := &VM{Config: cfg, Agent: newAgent(), cmd: cmd, channel: host, done: make(chan struct{}), disks: map[string]bool{}, grown: map[string]int64{}, throttled: map[string]vmm.Throttle{}, faults: map[string]int{}}
 	for _, d := range cfg.Disks {
 		vm.disks[d.Serial] = true
 	}
@@ -92,6 +92,8 @@ type VM struct {
 	mu    sync.Mutex
 	disks map[string]bool
 	grown map[string]int64
+	// throttled is what ThrottleDisk was told last.
+	throttled map[string]vmm.Throttle
 	// faults are how often disks have failed.
 	faults map[string]int
 	exit   vmm.Exit
@@ -170,6 +172,24 @@ func (v *VM) GrowDisk(_ context.Context, serial string, bytes int64, _ *vmm.NBD)
 	}
 	v.grown[serial] = bytes
 	return nil
+}
+
+// ThrottleDisk implements vmm.VM.
+func (v *VM) ThrottleDisk(_ context.Context, serial string, t vmm.Throttle) error {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if !v.disks[serial] {
+		return fmt.Errorf("disk %s: %w", serial, errdefs.ErrNotFound)
+	}
+	v.throttled[serial] = t
+	return nil
+}
+
+// Throttled returns what ThrottleDisk was told of a disk.
+func (v *VM) Throttled(serial string) vmm.Throttle {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.throttled[serial]
 }
 
 // Faults implements vmm.VM.

@@ -13,7 +13,7 @@ import (
 
 	"github.com/hypernetes/hypernetes/mountinfo"
 	"github.com/hypernetes/hypernetes/test/e2e/testcloud"
-	"github.com/hypernetes/hypernetes/volume/backend/cinder"
+	backend "github.com/hypernetes/hypernetes/volume/backend/cinder"
 )
 
 // noKey looks for Ceph's key while a Pod has a volume of its: no process may have it in its
@@ -29,7 +29,7 @@ func noKey(t *testing.T, c *testcloud.Cloud) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	keys, err := cinder.ParseKeyring(b)
+	keys, err := backend.ParseKeyring(b)
 	if err != nil {
 		t.Fatal(err)
 	}

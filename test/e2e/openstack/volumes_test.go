@@ -23,7 +23,7 @@ type storage struct {
 	*gophercloud.ServiceClient
 }
 
-func cinderOf(t *testing.T, p *testcloud.Project) *storage {
+func cinder(t *testing.T, p *testcloud.Project) *storage {
 	t.Helper()
 	provider, err := p.User("member").Provider(t.Context())
 	if err != nil {
@@ -125,7 +125,7 @@ func namespace(t *testing.T, c *testcloud.Cloud, p *testcloud.Project) *testclus
 func TestVolumes(t *testing.T) {
 	c := testcloud.Up(t, 2)
 	blueProject, redProject := c.Project(t), c.Project(t)
-	s := cinderOf(t, blueProject)
+	s := cinder(t, blueProject)
 	id := s.volume()
 	blue, red := namespace(t, c, blueProject), namespace(t, c, redProject)
 

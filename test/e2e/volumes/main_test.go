@@ -36,6 +36,8 @@ func apply(t testing.TB, n *testcluster.Namespace, manifest string) {
 // claim is a PersistentVolumeClaim. Fields that are empty are left out.
 type claim struct {
 	Name, Size, Class, Mode, Access, SourceKind, Source string
+	// Attributes is a VolumeAttributesClass.
+	Attributes string
 }
 
 var claimTemplate = template.Must(template.New("claim").Parse(`
@@ -46,6 +48,7 @@ spec:
   accessModes: [{{ or .Access "ReadWriteOnce" }}]
   resources: {requests: {storage: {{ or .Size "128Mi" }}}}
   {{ with .Class }}storageClassName: {{ . }}{{ end }}
+  {{ with .Attributes }}volumeAttributesClassName: {{ . }}{{ end }}
   {{ with .Mode }}volumeMode: {{ . }}{{ end }}
   {{ if eq .SourceKind "VolumeSnapshot" }}dataSource: {apiGroup: snapshot.storage.k8s.io, kind: VolumeSnapshot, name: {{ .Source }}}{{ end }}
   {{ if eq .SourceKind "PersistentVolumeClaim" }}dataSource: {kind: PersistentVolumeClaim, name: {{ .Source }}}{{ end }}

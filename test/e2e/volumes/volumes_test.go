@@ -289,6 +289,45 @@ func TestInline(t *testing.T) {
 	}
 }
 
+// TestLimits: a claim's VolumeAttributesClass bounds what its Pod writes, from the start and
+// from when it is changed.
+func TestLimits(t *testing.T) {
+	t.Parallel()
+	n := testcluster.Up(t).Namespace(t)
+	slow, fast, odd := n.Name+"-slow", n.Name+"-fast", n.Name+"-odd"
+	for name, parameters := range map[string]string{slow: "writeBytesPerSecond: 1Mi", fast: "writeBytesPerSecond: 10Gi, readIOPS: '100000'", odd: "iops: '1'"} {
+		apply(t, n, fmt.Sprintf("apiVersion: storage.k8s.io/v1\nkind: VolumeAttributesClass\nmetadata: {name: %s}\ndriverName: block.hypernetes.io\nparameters: {%s}\n", name, parameters))
+		defer n.Cluster.Kubectl(t, "delete", "volumeattributesclass", name, "--wait=false")
+	}
+	start(t, n, all{claim{Name: "data", Attributes: slow}, pod{Name: "one", Claim: "data"}}, "one")
+	write := func(pod string) time.Duration {
+		began := time.Now()
+		n.Shell(pod, "dd if=/dev/zero of=/data/f bs=256k count=64 conv=fsync 2>/dev/null")
+		return time.Since(began)
+	}
+	change := func(to string) {
+		n.Kubectl("patch", "pvc", "data", "-p", fmt.Sprintf(`{"spec":{"volumeAttributesClassName":%q}}`, to))
+		if to != odd {
+			n.Wait("pvc/data", "jsonpath={.status.currentVolumeAttributesClassName}="+to)
+		}
+	}
+	first := write("one")
+	change(fast)
+	free := write("one")
+	change(slow)
+	again := write("one")
+	stop(n, "one")
+	change(fast)
+	start(t, n, pod{Name: "two", Claim: "data"}, "two")
+	next := write("two")
+	t.Logf("bounded %v and %v, free %v and %v", first, again, free, next)
+	if min(first, again) < 2*max(free, next) {
+		t.Errorf("bounded, writing takes %v and %v; free, %v and %v", first, again, free, next)
+	}
+	change(odd)
+	said(t, n, "data", "VolumeModifyFailed", `iops "1"`)
+}
+
 // TestStatefulSet: each replica has its own volume, and finds it again.
 func TestStatefulSet(t *testing.T) {
 	t.Parallel()
@@ -343,6 +382,35 @@ func TestStatistics(t *testing.T) {
 		}
 		return false
 	})
+}
+
+// TestHealth: a volume whose file is gone is an event of its Pod, and a metric of the kubelet.
+func TestHealth(t *testing.T) {
+	t.Parallel()
+	c := testcluster.Up(t)
+	n := c.Namespace(t)
+	start(t, n, all{claim{Name: "data"}, pod{Name: "p", Claim: "data"}}, "p")
+	volume := n.Get("pvc/data", ".spec.volumeName")
+	handle := c.Kubectl(t, "get", "persistentvolume", volume, "-o", "jsonpath={.spec.csi.volumeHandle}")
+	file := filepath.Join(c.NodeRoot(t), "var/lib/h8s-volumes/local/volumes", handle, "disk.raw")
+	if err := os.Rename(file, file+".away"); err != nil {
+		t.Fatal(err)
+	}
+	defer os.Rename(file+".away", file)
+	said(t, n, "p", "VolumeConditionAbnormal", "gone from the node")
+	n.Until("the kubelet's metric says so", testcluster.Patience, func() bool {
+		out, err := n.Try("get", "--raw", "/api/v1/nodes/"+n.Node+"/proxy/metrics")
+		if err != nil {
+			return false
+		}
+		for line := range strings.Lines(out) {
+			if strings.HasPrefix(line, "kubelet_volume_stats_health_status_abnormal{") && strings.Contains(line, n.Name) {
+				return strings.HasSuffix(strings.TrimSpace(line), " 1")
+			}
+		}
+		return false
+	})
+	want(t, "what a Pod of such a volume still does", n.Shell("p", "echo x > /data/f; sync; cat /data/f"), "x")
 }
 
 // TestBadInput: what cannot be is told, by name and with what to do.

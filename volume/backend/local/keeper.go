@@ -71,11 +71,9 @@ func objectName(name string) string {
 
 // Create implements backend.Volumes.
 func (k *Keeper) Create(ctx context.Context, c backend.Create) (backend.Volume, error) {
-	for name := range c.Parameters {
-		return backend.Volume{}, fmt.Errorf("parameters: %q: local volumes have none of that name: %w", name, errdefs.ErrInvalidArgument)
-	}
-	for name := range c.Mutable {
-		return backend.Volume{}, fmt.Errorf("mutable parameters: %q: local volumes have none: %w", name, errdefs.ErrInvalidArgument)
+	limits, err := chosen(c)
+	if err != nil {
+		return backend.Volume{}, err
 	}
 	if c.MultiAttach {
 		return backend.Volume{}, fmt.Errorf("access mode: a local volume is on one node, no other can have it: %w", errdefs.ErrInvalidArgument)
@@ -89,7 +87,7 @@ func (k *Keeper) Create(ctx context.Context, c backend.Create) (backend.Volume, 
 	v := &v1alpha1.LocalVolume{}
 	err = k.client.Get(ctx, client.ObjectKey{Name: objectName(c.Name)}, v)
 	if apierrors.IsNotFound(err) {
-		v, err = k.begin(ctx, c, bytes)
+		v, err = k.begin(ctx, c, bytes, limits)
 	}
 	if err != nil {
 		return backend.Volume{}, apiError(err)
@@ -120,10 +118,10 @@ func (k *Keeper) Create(ctx context.Context, c backend.Create) (backend.Volume, 
 }
 
 // begin writes the object of a new volume.
-func (k *Keeper) begin(ctx context.Context, c backend.Create, bytes int64) (*v1alpha1.LocalVolume, error) {
+func (k *Keeper) begin(ctx context.Context, c backend.Create, bytes int64, limits *v1alpha1.LocalThrottle) (*v1alpha1.LocalVolume, error) {
 	v := &v1alpha1.LocalVolume{
 		ObjectMeta: metav1.ObjectMeta{Name: objectName(c.Name), Finalizers: []string{v1alpha1.FinalizerLocal}},
-		Spec:       v1alpha1.LocalVolumeSpec{Name: c.Name, SizeBytes: bytes},
+		Spec:       v1alpha1.LocalVolumeSpec{Name: c.Name, SizeBytes: bytes, Throttle: limits},
 	}
 	if c.Namespace != "" && c.Claim != "" {
 		v.Spec.Claim = c.Namespace + "/" + c.Claim

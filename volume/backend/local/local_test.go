@@ -6,7 +6,10 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"reflect"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -31,6 +34,8 @@ type cluster struct {
 	rest   *rest.Config
 	client client.Client
 	keeper *Keeper
+	// limits are told of limits on any node.
+	limits atomic.Pointer[backend.Limits]
 }
 
 func start(t *testing.T) *cluster {
@@ -40,7 +45,7 @@ func start(t *testing.T) *cluster {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return &cluster{cfg, c, NewKeeper(c)}
+	return &cluster{rest: cfg, client: c, keeper: NewKeeper(c)}
 }
 
 // node adds one, with its plugin, to the cluster, until stop is called or the test ends.
@@ -55,6 +60,12 @@ func (c *cluster) node(t *testing.T, name, dir string) (n *Node, records record.
 	if err != nil {
 		t.Fatal(err)
 	}
+	n.Tell(func(ctx context.Context, volume string, t *record.Throttle) error {
+		if l := c.limits.Load(); l != nil {
+			return (*l)(ctx, volume, t)
+		}
+		return nil
+	})
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
 	go func() { ended <- n.Run(ctx) }()
@@ -104,7 +115,7 @@ func TestConformance(t *testing.T) {
 		return errors.Join(f(file), file.Close())
 	}
 	backendtest.Run(t, backendtest.Subject{
-		Volumes: both{c.keeper, n}, Bytes: 64 << 20,
+		Volumes: both{c.keeper, n}, Bytes: 64 << 20, Mutable: map[string]string{"readIOPS": "100", "bytesPerSecond": "10Mi"},
 		Write: func(ctx context.Context, id string, b []byte) error {
 			return content(ctx, id, os.O_RDWR, func(f *os.File) error { _, err := f.WriteAt(b, 1<<20); return err })
 		},
@@ -255,6 +266,62 @@ func TestNodes(t *testing.T) {
 		}
 	})
 
+	t.Run("Limits", func(t *testing.T) {
+		v := create(t, backend.Create{Name: "limited", MinBytes: 1 << 20, Topologies: at("n1"), Parameters: map[string]string{"iops": "500"}})
+		is := func(what string, want *record.Throttle) {
+			t.Helper()
+			con, err := n1.Connect(ctx, v.ID)
+			if err != nil || !reflect.DeepEqual(con.Throttle, want) {
+				t.Errorf("%s: %+v, %v; want %+v", what, con.Throttle, err, want)
+			}
+		}
+		is("by its class", &record.Throttle{IOPS: 500})
+		var told []*record.Throttle
+		busy := 1
+		var mu sync.Mutex
+		c.limits.Store(new(backend.Limits(func(_ context.Context, id string, limits *record.Throttle) error {
+			mu.Lock()
+			defer mu.Unlock()
+			if id != v.ID {
+				return nil
+			}
+			if busy--; busy >= 0 {
+				return errdefs.ErrAborted
+			}
+			told = append(told, limits)
+			return nil
+		})))
+		defer c.limits.Store(nil)
+		if err := c.keeper.Modify(ctx, v.ID, map[string]string{"writeBytesPerSecond": "1Mi"}); err != nil {
+			t.Fatal(err)
+		}
+		is("modified", &record.Throttle{WriteBPS: 1 << 20})
+		mu.Lock()
+		if len(told) == 0 || !reflect.DeepEqual(told[len(told)-1], &record.Throttle{WriteBPS: 1 << 20}) {
+			t.Errorf("told %+v", told)
+		}
+		mu.Unlock()
+		if err := c.keeper.Modify(ctx, v.ID, nil); err != nil {
+			t.Fatal(err)
+		}
+		is("without limits", nil)
+		v = create(t, backend.Create{Name: "classed", MinBytes: 1 << 20, Topologies: at("n1"), Parameters: map[string]string{"iops": "500"}, Mutable: map[string]string{"readIOPS": "20"}})
+		is("by its VolumeAttributesClass", &record.Throttle{ReadIOPS: 20})
+		for says, bad := range map[string]map[string]string{
+			`"type"`: {"type": "fast"}, `iops "0"`: {"iops": "0"}, `iops "1"`: {"iops": "1"}, `iops "-5"`: {"iops": "-5"}, `"many"`: {"iops": "many"},
+			`"1e15"`: {"iops": "1e15"}, `"10"`: {"bytesPerSecond": "10"}, "leave it out, or readIOPS": {"iops": "100", "readIOPS": "100"},
+			"or readBytesPerSecond": {"bytesPerSecond": "1Mi", "writeBytesPerSecond": "1Mi"},
+		} {
+			if _, err := c.keeper.Create(ctx, backend.Create{Name: "bad", MinBytes: 1 << 20, Parameters: bad}); !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), says) {
+				t.Errorf("parameters %v: %v", bad, err)
+			}
+			if err := c.keeper.Modify(ctx, v.ID, bad); !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), says) {
+				t.Errorf("modified by %v: %v", bad, err)
+			}
+		}
+		is("after that", &record.Throttle{ReadIOPS: 20})
+	})
+
 	t.Run("InUse", func(t *testing.T) {
 		v := create(t, backend.Create{Name: "used", MinBytes: 1 << 20, Topologies: at("n1")})
 		con, err := n1.Connect(ctx, v.ID)
@@ -340,5 +407,6 @@ func TestSanity(t *testing.T) {
 	n, _, _ := c.node(t, "node-1", dir)
 	drivertest.Sanity(t, drivertest.Subject{
 		Name: "local", Driver: driverName, Volumes: both{c.keeper, n}, Topology: map[string]string{TopologyKey: "node-1"},
+		Parameters: map[string]string{"iops": "1000"}, Mutable: map[string]string{"writeIOPS": "100"},
 	})
 }

@@ -79,6 +79,8 @@ type Node struct {
 	scheme *runtime.Scheme
 	rest   *rest.Config
 	client client.Client
+	// tell is told of limits that changed; nil for nobody.
+	tell backend.Limits
 
 	// mu guards copying: volumes whose bytes are being copied must not get a VM, and
 	// changed: the room has.
@@ -135,7 +137,7 @@ func connection(d Disk) backend.Connection {
 	if d.Blank {
 		format = record.FormatBlank
 	}
-	return backend.Connection{SizeBytes: d.SizeBytes, Format: format, Source: record.Source{File: &record.File{Path: d.Path}}}
+	return backend.Connection{SizeBytes: d.SizeBytes, Format: format, Source: record.Source{File: &record.File{Path: d.Path}}, Throttle: d.Throttle}
 }
 
 // Run works until ctx ends.
@@ -196,7 +198,7 @@ func (n *Node) volume(ctx context.Context, v *v1alpha1.LocalVolume) (reconcile.R
 		return reconcile.Result{}, nil
 	}
 	have, err := n.store.Volume(id)
-	status := v1alpha1.LocalVolumeStatus{Phase: v1alpha1.LocalReady, SizeBytes: have.SizeBytes, ObservedBytes: v.Spec.SizeBytes}
+	status := v1alpha1.LocalVolumeStatus{Phase: v1alpha1.LocalReady, SizeBytes: have.SizeBytes, ObservedBytes: v.Spec.SizeBytes, ObservedGeneration: v.Generation}
 	switch {
 	case errdefs.IsNotFound(err) && v.Status.Phase == v1alpha1.LocalReady:
 		// Never an empty one in its place.
@@ -230,8 +232,21 @@ func (n *Node) volume(ctx context.Context, v *v1alpha1.LocalVolume) (reconcile.R
 		}
 	}
 	n.roomChanged()
+	var limiting error
+	if status.Phase == v1alpha1.LocalReady {
+		if limiting = n.limit(ctx, id, recordThrottle(v.Spec.Throttle)); limiting != nil {
+			status.ObservedGeneration = v.Status.ObservedGeneration
+		}
+	}
 	if err := n.setVolume(ctx, v, status); err != nil {
-		return reconcile.Result{}, err
+		return reconcile.Result{}, errors.Join(limiting, err)
+	}
+	switch {
+	case errdefs.IsUnavailable(limiting), errdefs.IsAborted(limiting):
+		// A VM that starts, or a call that is under way.
+		return reconcile.Result{RequeueAfter: busyAgain}, nil
+	case limiting != nil:
+		return reconcile.Result{}, limiting
 	}
 	if status.Reason == v1alpha1.LocalNoSpace && status.Phase == v1alpha1.LocalReady {
 		return reconcile.Result{RequeueAfter: refreshEvery}, nil

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"reflect"
 	"regexp"
 	"strings"
 	"sync"
@@ -15,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/hypernetes/hypernetes/atomicfile"
+	"github.com/hypernetes/hypernetes/volume/record"
 )
 
 // Names below a Store's directory.
@@ -48,6 +50,8 @@ type meta struct {
 	Blank bool `json:"blank,omitempty"`
 	// Owner of a Pod's own volume: a directory.
 	Owner string `json:"owner,omitempty"`
+	// Throttle is what bounds a VM that has it.
+	Throttle *record.Throttle `json:"throttle,omitempty"`
 }
 
 // Disk is a file of a Store.
@@ -60,6 +64,8 @@ type Disk struct {
 	Blank bool
 	// Owner of a Pod's own volume.
 	Owner string
+	// Throttle is what bounds a VM that has it; nil for nothing.
+	Throttle *record.Throttle
 }
 
 // Store is the files of one node. Its methods may be called concurrently, but not two
@@ -121,16 +127,24 @@ func (s *Store) disk(kind, id string) (Disk, error) {
 	if st.Mode&unix.S_IFMT != unix.S_IFREG {
 		return Disk{}, fmt.Errorf("%s is not a regular file: %w", d.Path, errdefs.ErrDataLoss)
 	}
-	b, err := os.ReadFile(filepath.Join(s.dir, kind, id, metaFile))
+	m, err := s.meta(kind, id)
 	if err != nil {
 		return Disk{}, err
 	}
-	var m meta
-	if err := json.Unmarshal(b, &m); err != nil || m.Version != 1 {
-		return Disk{}, fmt.Errorf("%s: version %d, %v: %w", filepath.Join(s.dir, kind, id, metaFile), m.Version, err, errdefs.ErrDataLoss)
-	}
-	d.SizeBytes, d.AllocatedBytes, d.Blank, d.Owner = st.Size, st.Blocks*512, m.Blank, m.Owner
+	d.SizeBytes, d.AllocatedBytes, d.Blank, d.Owner, d.Throttle = st.Size, st.Blocks*512, m.Blank, m.Owner, m.Throttle
 	return d, nil
+}
+
+func (s *Store) meta(kind, id string) (m meta, err error) {
+	path := filepath.Join(s.dir, kind, id, metaFile)
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return m, err
+	}
+	if err := json.Unmarshal(b, &m); err != nil || m.Version != 1 {
+		return m, fmt.Errorf("%s: version %d, %v: %w", path, m.Version, err, errdefs.ErrDataLoss)
+	}
+	return m, nil
 }
 
 // CreateVolume makes an empty one. Errors: errdefs.ErrResourceExhausted.
@@ -196,17 +210,34 @@ func (s *Store) create(kind, id string, from *Disk, bytes int64, m meta) (err er
 	if err = errors.Join(err, f.Close()); err != nil {
 		return err
 	}
-	b, err := json.Marshal(m)
-	if err != nil {
-		return err
-	}
-	if err := atomicfile.Write(filepath.Join(tmp, metaFile), b, 0o600); err != nil {
+	if err := writeMeta(tmp, m); err != nil {
 		return err
 	}
 	if err := os.Rename(tmp, filepath.Join(s.dir, kind, id)); err != nil {
 		return err
 	}
 	return syncDir(filepath.Join(s.dir, kind))
+}
+
+func writeMeta(dir string, m meta) error {
+	b, err := json.Marshal(m)
+	if err != nil {
+		return err
+	}
+	return atomicfile.Write(filepath.Join(dir, metaFile), b, 0o600)
+}
+
+// LimitVolume says what bounds a volume's next VM; nil is nothing.
+func (s *Store) LimitVolume(id string, t *record.Throttle) error {
+	if err := checkID(id); err != nil {
+		return err
+	}
+	m, err := s.meta(volumesDir, id)
+	if err != nil || reflect.DeepEqual(m.Throttle, t) {
+		return err
+	}
+	m.Throttle = t
+	return classify(writeMeta(filepath.Join(s.dir, volumesDir, id), m))
 }
 
 // classify gives what a full disk says its class.

@@ -98,6 +98,9 @@ func Serve(t testing.TB, s Subject) *Fixture {
 		Roots: s.Roots, Owners: s.Owners, Topology: s.Topology, MaxVolumes: 16, Locks: &driver.Locks{},
 	}
 	f.Node.Files, _ = s.Volumes.(backend.Files)
+	if l, ok := s.Volumes.(backend.Limited); ok {
+		l.Tell(f.Node.Limit)
+	}
 	controller := &driver.Controller{Driver: s.Driver, Volumes: s.Volumes, MultiNode: f.Node.Files == nil, Nodes: nodes{f.Node}}
 	for k := range s.Topology {
 		controller.TopologyKeys = append(controller.TopologyKeys, k)
@@ -186,8 +189,9 @@ type Shim struct {
 	// Answer replaces the answer to Stats, Err is the error of each call.
 	Answer *volumev1.StatsResponse
 	Err    error
-	// Grown is how large volumes became.
-	Grown map[string]uint64
+	// Grown is how large volumes became, Throttled which are told to look at their limits.
+	Grown     map[string]uint64
+	Throttled map[string]int
 }
 
 var _ volumev1.VolumesService = (*Shim)(nil)
@@ -210,6 +214,18 @@ func (s *Shim) Grow(_ context.Context, r *volumev1.GrowRequest) (*volumev1.GrowR
 	}
 	s.Grown[r.GetKey()] = r.GetSizeBytes()
 	return &volumev1.GrowResponse{DeviceBytes: r.GetSizeBytes()}, nil
+}
+
+// Throttle implements the shim's service.
+func (s *Shim) Throttle(_ context.Context, r *volumev1.ThrottleRequest) (*volumev1.ThrottleResponse, error) {
+	if s.Err != nil {
+		return nil, errgrpc.ToGRPC(s.Err)
+	}
+	if s.Throttled == nil {
+		s.Throttled = map[string]int{}
+	}
+	s.Throttled[r.GetKey()]++
+	return &volumev1.ThrottleResponse{}, nil
 }
 
 func (s *Shim) serve(t testing.TB, path string) {

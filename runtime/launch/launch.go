@@ -33,8 +33,10 @@ const (
 
 // Order tells what to become.
 type Order struct {
-	Binary   string
-	Args     []string
+	Binary string
+	Args   []string
+	// Env is beside what every program gets.
+	Env      []string
 	UID, GID int
 	// Cgroups are directories of control groups to enter.
 	Cgroups []string
@@ -175,7 +177,7 @@ func launch() error {
 			return err
 		}
 	}
-	err = syscall.Exec(o.Binary, append([]string{o.Binary}, o.Args...), []string{"LANG=C", "MALLOC_ARENA_MAX=1"})
+	err = syscall.Exec(o.Binary, append([]string{o.Binary}, o.Args...), append([]string{"LANG=C", "MALLOC_ARENA_MAX=1"}, o.Env...))
 	return fmt.Errorf("execute %s: %w", o.Binary, err)
 }
 

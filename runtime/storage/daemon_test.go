@@ -119,6 +119,14 @@ func TestDaemon(t *testing.T) {
 			t.Errorf("the daemon sees %s", p)
 		}
 	}
+	nbd, err := d.Connect(t.Context(), "vol")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n, err := unix.GetsockoptInt(int(nbd.Conn.Fd()), unix.SOL_SOCKET, unix.SO_SNDBUF); err != nil || n < 1<<20 {
+		t.Errorf("requests of a MiB are sent in pieces of %d, %v", n, err)
+	}
+	_ = nbd.Conn.Close()
 	if out := d.io(t, "v0-1", "write -P 7 0 64k", "flush"); !strings.Contains(out, "wrote 65536/65536") {
 		t.Error(out)
 	}

@@ -105,10 +105,14 @@ func newDepot(b *testing.B) *depot {
 	d.places = append(d.places, place{"host", func(ctx context.Context, l workload) ([]byte, error) {
 		return exec.CommandContext(ctx, box, append([]string{"io"}, append(l.args, file)...)...).Output()
 	}})
-	d.guest("bare", "/dev/vda", host, ks[0], initrd, nil,
-		"-blockdev", "driver=raw,node-name=disk,cache.direct=on,file.driver=file,file.aio=io_uring,file.cache.direct=on,file.filename="+d.disk("bare"),
-		"-device", "virtio-blk-pci,drive=disk,disable-legacy=on")
-	d.served(host, ks[0], initrd)
+	if ks[0].Variant == "hyper" {
+		d.guest("bare", "/dev/vda", host, ks[0], initrd, nil,
+			"-blockdev", "driver=raw,node-name=disk,cache.direct=on,file.driver=file,file.aio=io_uring,file.cache.direct=on,file.filename="+d.disk("bare"),
+			"-device", "virtio-blk-pci,drive=disk,disable-legacy=on")
+		d.served(host, ks[0], initrd)
+	} else {
+		b.Logf("no bare guests: Debian's kernel has drivers of disks as modules only: run `make kernel`")
+	}
 	local := d.pod(rt, "local", record.Source{File: &record.File{Path: d.disk("local")}}, nil)
 	d.ceph(rt, local)
 	return d
@@ -153,49 +157,64 @@ func (d *depot) guest(name, device string, host qemu.Host, k kernel, initrd stri
 }
 
 // served has bare guests whose disks are files of a storage daemon's: the way of networked
-// volumes without what is at its end.
+// volumes without what is at its end, as QEMU has it by itself, as package storage sets it
+// up, and the one it could go instead.
 func (d *depot) served(host qemu.Host, k kernel, initrd string) {
 	d.b.Helper()
 	if _, err := exec.LookPath("qemu-storage-daemon"); err != nil {
 		d.b.Logf("no bare guests with served disks: %v", err)
 		return
 	}
-	nbd, vhost := filepath.Join(d.dir, "nbd"), filepath.Join(d.dir, "vhost")
-	cmd := exec.Command("qemu-storage-daemon",
-		"--blockdev", "driver=file,node-name=nbd,cache.direct=on,aio=io_uring,filename="+d.disk("nbd"),
-		"--nbd-server", "addr.type=unix,addr.path="+nbd, "--export", "nbd,id=nbd,node-name=nbd,name=disk,writable=on",
-		"--blockdev", "driver=file,node-name=vhost,cache.direct=on,aio=io_uring,filename="+d.disk("vhost"),
-		"--export", "vhost-user-blk,id=vhost,node-name=vhost,addr.type=unix,addr.path="+vhost+",writable=on")
+	nbd := func(name string) *os.File {
+		conn := d.daemon(name, "--nbd-server", "addr.type=unix,addr.path="+d.socket(name), "--export", "nbd,id=disk,node-name=disk,name=disk,writable=on")
+		defer conn.Close()
+		f, err := conn.File()
+		d.must(err)
+		return f
+	}
+	overNBD := []string{
+		"-blockdev", "driver=raw,node-name=disk,file.driver=nbd,file.server.type=fd,file.server.str=3,file.export=disk",
+		"-device", "virtio-scsi-pci,id=scsi,disable-legacy=on", "-device", "scsi-hd,bus=scsi.0,drive=disk",
+	}
+	plain, tuned := nbd("nbd"), nbd("tuned")
+	defer plain.Close()
+	defer tuned.Close()
+	d.must(unix.SetsockoptInt(int(tuned.Fd()), unix.SOL_SOCKET, unix.SO_SNDBUFFORCE, 512<<10))
+	d.guest("nbd", "/dev/sda", host, k, initrd, []*os.File{plain}, overNBD...)
+	d.guest("tuned", "/dev/sda", host, k, initrd, []*os.File{tuned}, overNBD...)
+	_ = d.daemon("vhost", "--export", "vhost-user-blk,id=disk,node-name=disk,addr.type=unix,addr.path="+d.socket("vhost")+",writable=on").Close()
+	d.guest("vhost", "/dev/vda", host, k, initrd, nil,
+		"-object", fmt.Sprintf("memory-backend-memfd,id=ram,size=%dM,share=on", guestMiB), "-machine", "memory-backend=ram",
+		"-chardev", "socket,id=disk,path="+d.socket("vhost"), "-device", "vhost-user-blk-pci,chardev=disk,disable-legacy=on")
+}
+
+func (d *depot) socket(name string) string { return filepath.Join(d.dir, name) }
+
+// daemon starts a storage daemon with a disk and returns the first connection to it.
+func (d *depot) daemon(name string, export ...string) *net.UnixConn {
+	d.b.Helper()
+	cmd := exec.Command("qemu-storage-daemon", append([]string{
+		"--blockdev", "driver=file,node-name=disk,cache.direct=on,aio=io_uring,filename=" + d.disk(name),
+	}, export...)...)
+	if name == "tuned" {
+		cmd.Env = append(os.Environ(), "MALLOC_ARENA_MAX=1", "MALLOC_MMAP_THRESHOLD_=8388608", "MALLOC_TRIM_THRESHOLD_=16777216")
+	}
 	cmd.Stderr = os.Stderr
 	d.must(cmd.Start())
 	d.b.Cleanup(func() {
 		_ = cmd.Process.Kill()
 		_ = cmd.Wait()
 	})
-	var conn net.Conn
-	for try := 0; ; try++ { // it makes the other socket after this one
-		_, err := os.Stat(vhost)
+	for try := 0; ; try++ {
+		conn, err := net.DialUnix("unix", nil, &net.UnixAddr{Name: d.socket(name)})
 		if err == nil {
-			conn, err = net.Dial("unix", nbd)
-		}
-		if err == nil {
-			break
+			return conn
 		}
 		if try == 100 {
 			d.b.Fatalf("storage daemon: %v", err)
 		}
 		time.Sleep(50 * time.Millisecond)
 	}
-	defer conn.Close()
-	f, err := conn.(*net.UnixConn).File()
-	d.must(err)
-	defer f.Close()
-	d.guest("nbd", "/dev/sda", host, k, initrd, []*os.File{f},
-		"-blockdev", "driver=raw,node-name=disk,file.driver=nbd,file.server.type=fd,file.server.str=3,file.export=disk",
-		"-device", "virtio-scsi-pci,id=scsi,disable-legacy=on", "-device", "scsi-hd,bus=scsi.0,drive=disk")
-	d.guest("vhost", "/dev/vda", host, k, initrd, nil,
-		"-object", fmt.Sprintf("memory-backend-memfd,id=ram,size=%dM,share=on", guestMiB), "-machine", "memory-backend=ram",
-		"-chardev", "socket,id=disk,path="+vhost, "-device", "vhost-user-blk-pci,chardev=disk,disable-legacy=on")
 }
 
 // pod starts a Pod with a volume as a raw device, by the records that the node's volume

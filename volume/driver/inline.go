@@ -94,7 +94,11 @@ func (n *Node) endInline(ctx context.Context, key, id string) error {
 	if err := n.Store.Unstage(key); err != nil {
 		return err
 	}
-	return files.DeleteInline(ctx, id)
+	if err := files.DeleteInline(ctx, id); err != nil {
+		return err
+	}
+	log.G(ctx).WithField("volume", id).Info("a Pod's own volume removed")
+	return nil
 }
 
 // collectInline removes the volumes whose Pod the kubelet knows no more: it forgets one
@@ -135,6 +139,5 @@ func (n *Node) collectOne(ctx context.Context, v backend.Inline) error {
 	if _, err := os.Lstat(v.Owner); !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	log.G(ctx).WithField("volume", v.ID).Info("volume of a Pod that is gone is removed")
 	return n.endInline(ctx, key, v.ID)
 }

@@ -61,7 +61,6 @@ func TestTenant(t *testing.T) {
 	for what, manifest := range map[string]string{
 		"a PersistentVolume": fmt.Sprintf("apiVersion: v1\nkind: PersistentVolume\nmetadata: {name: x-%s}\nspec:\n  accessModes: [ReadWriteOnce]\n  capacity: {storage: 128Mi}\n  csi: {driver: block.hypernetes.io, volumeHandle: %s}\n", n.Name, handle),
 		"a LocalVolume":      fmt.Sprintf("apiVersion: hypernetes.io/v1alpha1\nkind: LocalVolume\nmetadata: {name: x-%s}\nspec: {name: x, node: %s, sizeBytes: 1048576}\n", n.Name, c.Node),
-		"another driver's":   pod{Name: "other", Volume: "csi: {driver: cinder.csi.openstack.org}"}.String(),
 		"a node's disk":      pod{Name: "host", Volume: "hostPath: {path: /var/lib/h8s-volumes}"}.String(),
 	} {
 		if out, err := as(manifest, "create"); err == nil || !strings.Contains(out, "orbidden") {
@@ -70,6 +69,9 @@ func TestTenant(t *testing.T) {
 	}
 	may(pod{Name: "inline", Volume: fmt.Sprintf("csi: {driver: block.hypernetes.io, volumeAttributes: {handle: %s}}", handle)}.String(), "create")
 	said(t, n, "inline", "FailedMount", `"handle"`)
+	if out, err := as(pod{Name: "other", Volume: "csi: {driver: cinder.csi.openstack.org}"}.String(), "create"); err == nil || !strings.Contains(out, "the only driver a tenant names") {
+		t.Errorf("member's Pod has a volume of another driver: %v\n%s", err, out)
+	}
 	// A volume of the Pod's own is a tenant's to have.
 	may(pod{Name: "own", Volume: "csi: {driver: block.hypernetes.io, volumeAttributes: {size: 64Mi}}"}.String(), "create")
 	n.Ready("own")

@@ -234,7 +234,11 @@ func (n *Node) volume(ctx context.Context, v *v1alpha1.LocalVolume) (reconcile.R
 	n.roomChanged()
 	var limiting error
 	if status.Phase == v1alpha1.LocalReady {
-		if limiting = n.limit(ctx, id, recordThrottle(v.Spec.Throttle)); limiting != nil {
+		limiting = n.limit(ctx, id, recordThrottle(v.Spec.Throttle))
+		if limiting != nil && v.Status.Phase != v1alpha1.LocalReady {
+			return reconcile.Result{}, limiting // nobody has it before it is bounded
+		}
+		if limiting != nil {
 			status.ObservedGeneration = v.Status.ObservedGeneration
 		}
 	}

@@ -120,6 +120,9 @@ func runNode(ctx context.Context, o nodeOptions, backends []*Backend, version st
 		return err
 	}
 	store, places, locks := record.Store{Root: o.runDir}, placeholder.Places{Dir: filepath.Join(o.runDir, "placeholders")}, &driver.Locks{}
+	if err := store.Memory(); err != nil {
+		return err
+	}
 	m := newMetrics()
 	group, ctx := errgroup.WithContext(ctx)
 	collector := &driver.Collector{Store: store, Places: places, Root: o.kubeletRoot, Locks: locks, Interval: o.collect, Observe: m.collected}

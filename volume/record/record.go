@@ -8,7 +8,7 @@
 // volume": a Pod that starts on an empty directory instead of its volume loses data.
 //
 //	<root>/volumes/<key>/staged.json      Staged: what the disk is
-//	<root>/volumes/<key>/secret/<name>    0400: keys and passwords, never in a record
+//	<root>/secrets/<key>/<name>           0400: keys and passwords, never in a record, in memory
 //	<root>/volumes/<key>/lease            flock: exclusive by a writer's VM, shared by readers'
 //	<root>/volumes/<key>/pods/<uid>.json  Publication: where and how the Pod has it
 //	<root>/volumes/<key>/pods/<uid>.lease flock: exclusive by that Pod's VM

@@ -74,7 +74,7 @@ func (s Store) volumes() string           { return filepath.Join(s.root(), "volu
 func (s Store) volume(key string) string  { return filepath.Join(s.volumes(), key) }
 func (s Store) staged(key string) string  { return filepath.Join(s.volume(key), "staged.json") }
 func (s Store) lease(key string) string   { return filepath.Join(s.volume(key), "lease") }
-func (s Store) secrets(key string) string { return filepath.Join(s.volume(key), "secret") }
+func (s Store) secrets(key string) string { return filepath.Join(s.root(), "secrets", key) }
 func (s Store) pods(key string) string    { return filepath.Join(s.volume(key), "pods") }
 func (s Store) shim(uid string) string    { return filepath.Join(s.root(), "pods", uid) }
 func (s Store) publication(key, uid string) string {
@@ -233,8 +233,10 @@ func (s Store) Unstage(key string) error {
 	if err := remove(s.staged(key)); err != nil {
 		return fmt.Errorf("unstage volume %s: %w", key, err)
 	}
-	if err := os.RemoveAll(s.volume(key)); err != nil {
-		return fmt.Errorf("unstage volume %s: %w", key, err)
+	for _, dir := range []string{s.secrets(key), s.volume(key)} {
+		if err := os.RemoveAll(dir); err != nil {
+			return fmt.Errorf("unstage volume %s: %w", key, err)
+		}
 	}
 	return nil
 }
@@ -451,7 +453,7 @@ func (s Store) Sweep() error {
 	}
 	defer unlock()
 	var errs []error
-	for _, pattern := range []string{"volumes/*/*", "volumes/*/pods/*", "volumes/*/secret/*", "pods/*"} {
+	for _, pattern := range []string{"volumes/*/*", "volumes/*/pods/*", "secrets/*/*", "pods/*"} {
 		// The pattern is well formed, and below Root are our names only.
 		left, _ := filepath.Glob(filepath.Join(s.root(), pattern+atomicfile.Suffix))
 		for _, path := range left {

@@ -79,7 +79,7 @@ func noKey(t *testing.T, c *testcloud.Cloud) {
 				if !holds(f, needles) {
 					return nil
 				}
-				if info, err := f.Stat(); err == nil && filepath.Base(filepath.Dir(path)) == "secret" && info.Mode() == 0o400 && tmpfs(node.NodeMounts(t), strings.TrimPrefix(path, root)) {
+				if info, err := f.Stat(); err == nil && strings.HasPrefix(path, root+"/run/h8s-volumes/secrets/") && info.Mode() == 0o400 && tmpfs(node.NodeMounts(t), strings.TrimPrefix(path, root)) {
 					return nil
 				}
 				t.Errorf("%s has Ceph's key", path)

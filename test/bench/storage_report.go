@@ -21,7 +21,7 @@ type workload struct {
 var loads = []workload{
 	{
 		"seq-write", "write, 1 MiB", timed("-write -block 1048576"),
-		strings.Fields("--io-type write --io-size 1M --io-threads 1 --io-total 32M"), 1 << 20,
+		strings.Fields("--io-type write --io-size 1M --io-threads 1 --io-total 64M"), 1 << 20,
 	},
 	{
 		"seq-read", "read, 1 MiB", timed("-block 1048576"),
@@ -29,19 +29,19 @@ var loads = []workload{
 	},
 	{
 		"rand-write", "write, 4 KiB", timed("-write -random"),
-		strings.Fields("--io-type write --io-pattern rand --io-size 4K --io-threads 1 --io-total 1M"), 0,
+		strings.Fields("--io-type write --io-pattern rand --io-size 4K --io-threads 1 --io-total 4M"), 0,
 	},
 	{
 		"rand-write-16", "write, 4 KiB, 16 at a time", timed("-write -random -depth 16"),
-		strings.Fields("--io-type write --io-pattern rand --io-size 4K --io-threads 16 --io-total 4M"), 0,
+		strings.Fields("--io-type write --io-pattern rand --io-size 4K --io-threads 16 --io-total 16M"), 0,
 	},
 	{
 		"rand-read", "read, 4 KiB", timed("-random"),
-		strings.Fields("--io-type read --io-pattern rand --io-size 4K --io-threads 1 --io-total 2M"), 0,
+		strings.Fields("--io-type read --io-pattern rand --io-size 4K --io-threads 1 --io-total 8M"), 0,
 	},
 	{
 		"rand-read-16", "read, 4 KiB, 16 at a time", timed("-random -depth 16"),
-		strings.Fields("--io-type read --io-pattern rand --io-size 4K --io-threads 16 --io-total 8M"), 0,
+		strings.Fields("--io-type read --io-pattern rand --io-size 4K --io-threads 16 --io-total 32M"), 0,
 	},
 	{"fsync", "", timed("-write -random -sync"), nil, 0},
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -95,9 +96,12 @@ func TestCrash(t *testing.T) {
 		}
 		return nil
 	})
-	if left := strings.TrimSpace(c.Kubectl(t, "get", "volumeattachments,persistentvolumes", "-o", "name")); left != "" {
-		t.Errorf("left: %s", left)
-	}
+	testcloud.Until(t, "Kubernetes knows of none either", func() error {
+		if left := strings.Fields(c.Kubectl(t, "get", "volumeattachments,persistentvolumes", "-o", "name")); len(left) != 0 {
+			return fmt.Errorf("left: %v", left)
+		}
+		return nil
+	})
 	for i, node := range c.Nodes {
 		c.Further(node).NothingLeft(t, before[i], 2*time.Minute)
 	}
@@ -183,8 +187,8 @@ func (x *crash) once(t *testing.T, v victim) {
 
 func (x *crash) victims() []victim {
 	var out []victim
-	for _, command := range []string{"h8s-csi controller", "csi-attacher", "csi-provisioner", "h8s-csi node", "kubelet"} {
-		out = append(out, victim{name: command, kill: func(t *testing.T) bool { return x.program(t, command) }})
+	for _, commands := range [][]string{{"h8s-csi controller"}, {"csi-attacher", "csi-provisioner"}, {"h8s-csi node"}, {"kubelet"}} {
+		out = append(out, victim{name: strings.Join(commands, " and "), kill: func(t *testing.T) bool { return x.programs(t, commands) }})
 	}
 	for _, part := range []string{"shim", "QEMU", "storage daemon"} {
 		out = append(out, victim{name: part, kill: func(t *testing.T) bool { return x.part(t, part) }})
@@ -195,12 +199,12 @@ func (x *crash) victims() []victim {
 	return out
 }
 
-// program kills one of ours on all nodes.
-func (x *crash) program(t *testing.T, command string) bool {
+// programs kills programs of ours on all nodes.
+func (x *crash) programs(t *testing.T, commands []string) bool {
 	killed := false
 	for _, node := range x.c.Nodes {
 		for _, p := range x.c.Further(node).Processes(t) {
-			if strings.HasPrefix(p.Command+" ", command+" ") {
+			if slices.ContainsFunc(commands, func(c string) bool { return strings.HasPrefix(p.Command+" ", c+" ") }) {
 				killed = unix.Kill(p.PID, unix.SIGKILL) == nil || killed
 			}
 		}

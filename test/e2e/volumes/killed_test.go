@@ -19,8 +19,9 @@ func TestKilled(t *testing.T) {
 	c := testcluster.Up(t)
 	n := c.Namespace(t)
 	// The first ones have the kubelet make directories that stay.
-	start(t, n, all{claim{Name: "files"}, claim{Name: "raw", Mode: "Block"}, pod{Name: "a", Claim: "files"}, pod{Name: "b", Claim: "raw", Block: true}}, "a", "b")
-	stop(n, "a", "b")
+	own := pod{Name: "c", Volume: "csi: {driver: block.hypernetes.io, volumeAttributes: {size: 64Mi}}"}
+	start(t, n, all{claim{Name: "files"}, claim{Name: "raw", Mode: "Block"}, pod{Name: "a", Claim: "files"}, pod{Name: "b", Claim: "raw", Block: true}, own}, "a", "b", "c")
+	stop(n, "a", "b", "c")
 	n.Kubectl("delete", "pvc", "files", "raw")
 	none := func() {
 		n.Until("no volume is left", testcluster.Patience, func() bool {
@@ -39,6 +40,7 @@ func TestKilled(t *testing.T) {
 				mode := []string{"", "Block"}[i%2]
 				objects = append(objects, claim{Name: name, Mode: mode}, pod{Name: name, Claim: name, Block: mode == "Block"})
 			}
+			objects, names = append(objects, own), append(names, own.Name)
 			// Pods come while it dies, and go while it dies.
 			apply(t, n, objects.String())
 			dying(t, c, victim)

@@ -23,9 +23,10 @@ func TestNothingLeft(t *testing.T) {
 	objects := all{
 		claim{Name: "files"}, claim{Name: "raw", Mode: "Block"},
 		pod{Name: "a", Claim: "files", Mount: "subPath: deep/er"}, pod{Name: "b", Claim: "raw", Block: true},
+		pod{Name: "c", Volume: "csi: {driver: block.hypernetes.io, volumeAttributes: {size: 64Mi}}"},
 	}
 	remove := func() {
-		stop(n, "a", "b")
+		stop(n, "a", "b", "c")
 		n.Kubectl("delete", "pvc", "files", "raw")
 		n.Until("no volume is left", testcluster.Patience, func() bool {
 			return n.Cluster.Kubectl(t, "get", "persistentvolumes,localvolumes", "-o", "name") == ""
@@ -33,7 +34,7 @@ func TestNothingLeft(t *testing.T) {
 	}
 	// The first ones bring directories that stay.
 	first := c.Inventory(t)
-	start(t, n, objects, "a", "b")
+	start(t, n, objects, "a", "b", "c")
 	remove()
 	var before testcluster.Inventory
 	n.Until("the first Pods are gone for good", testcluster.Patience, func() bool {
@@ -42,10 +43,13 @@ func TestNothingLeft(t *testing.T) {
 			return !strings.HasPrefix(what, "file of the node") && !strings.HasPrefix(what, "temporary")
 		})
 	})
-	start(t, n, objects, "a", "b")
+	start(t, n, objects, "a", "b", "c")
 	n.Shell("a", "echo x > /data/f; sync")
-	if during := c.Inventory(t).Added(before); !strings.Contains(strings.Join(during, "\n"), "/var/lib/h8s-volumes/local/volumes/") {
-		t.Errorf("no volume is to be seen while there are two:\n%s", strings.Join(during, "\n"))
+	during := strings.Join(c.Inventory(t).Added(before), "\n")
+	for _, kind := range []string{"volumes", "inline"} {
+		if !strings.Contains(during, "/var/lib/h8s-volumes/local/"+kind+"/") {
+			t.Errorf("none of the %s is to be seen:\n%s", kind, during)
+		}
 	}
 	// Volumes are disks of their VMs: nothing of the node has them mounted.
 	for _, m := range c.NodeMounts(t) {

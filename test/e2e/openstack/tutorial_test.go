@@ -1,6 +1,7 @@
 package openstack
 
 import (
+	"context"
 	"path/filepath"
 	"testing"
 
@@ -22,6 +23,10 @@ func tutorial(t *testing.T, page, heading string) {
 		if t.Failed() {
 			out, err := c.TryH8S("tenant", "delete", "alpha", "--yes")
 			t.Logf("tenant alpha deleted: %v\n%s", err, out)
+			ctx, cancel := context.WithTimeout(context.Background(), testcloud.Patience)
+			defer cancel()
+			err = c.OpenStack.TryScript(ctx, "exec", "bash", "-c", "openstack --os-cloud alpha volume list -f value -c ID | xargs -r openstack --os-cloud alpha volume delete")
+			t.Logf("volumes of alpha deleted: %v", err)
 		}
 	})
 	root := filepath.Join("..", "..", "..")

@@ -224,18 +224,68 @@ func under(path, dir string) bool {
 	return path == dir || strings.HasPrefix(path, dir+"/")
 }
 
-// loops lists loop devices backed by files of the node.
+// loops lists loop devices backed by files of the node, and those on top of them, which the
+// kubelet makes: what is on top of others first. Files of raw volumes' placeholders are
+// known by inode: the node saw them under other names, and the kernel tells none of those
+// once the node's mounts are gone.
 func loops(l layout.Node) []string {
-	var out []string
-	files, _ := filepath.Glob("/sys/block/loop*/loop/backing_file") // the pattern is correct
+	type inode struct{ device, number uint64 }
+	placeholders := map[inode]bool{}
+	files, _ := filepath.Glob(l.StatePath("volumes", "placeholders", "*.img")) // the pattern is correct
 	for _, f := range files {
-		b, err := os.ReadFile(f)
-		file := strings.TrimSpace(string(b))
-		if err == nil && slices.ContainsFunc(realDirs(l), func(dir string) bool { return under(file, dir) }) {
-			out = append(out, "/dev/"+filepath.Base(filepath.Dir(filepath.Dir(f))))
+		var st unix.Stat_t
+		if unix.Lstat(f, &st) == nil {
+			placeholders[inode{st.Dev, st.Ino}] = true
 		}
 	}
+	all := map[string]*unix.LoopInfo64{} // what is known of those that are not yet the node's
+	var out []string
+	found := map[uint64]bool{} // device numbers of those that are
+	names, _ := filepath.Glob("/sys/block/loop*/loop/backing_file")
+	for _, name := range names {
+		dev := "/dev/" + filepath.Base(filepath.Dir(filepath.Dir(name)))
+		b, err := os.ReadFile(name)
+		if err != nil {
+			continue
+		}
+		info, number := loopStatus(dev)
+		file := strings.TrimSpace(string(b))
+		if placeholders[inode{info.Device, info.Inode}] || slices.ContainsFunc(realDirs(l), func(dir string) bool { return under(file, dir) }) {
+			out = append(out, dev)
+			found[number] = true
+		} else if info.Rdevice != 0 {
+			all[dev] = info
+		}
+	}
+	for more := true; more; {
+		more = false
+		for dev, info := range all {
+			if found[info.Rdevice] {
+				_, number := loopStatus(dev)
+				out, found[number], more = append(out, dev), true, true
+				delete(all, dev)
+			}
+		}
+	}
+	slices.Reverse(out)
 	return out
+}
+
+// loopStatus is what a loop device has below it, and its number; of one that cannot be
+// asked, nothing.
+func loopStatus(dev string) (*unix.LoopInfo64, uint64) {
+	none := &unix.LoopInfo64{}
+	fd, err := unix.Open(dev, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return none, 0
+	}
+	defer unix.Close(fd)
+	var st unix.Stat_t
+	info, err := unix.IoctlLoopGetStatus64(fd)
+	if err != nil || unix.Fstat(fd, &st) != nil {
+		return none, 0
+	}
+	return info, st.Rdev
 }
 
 func detachLoop(dev string) error {

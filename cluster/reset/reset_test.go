@@ -2,6 +2,10 @@ package reset
 
 import (
 	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -50,6 +54,54 @@ func TestRemove(t *testing.T) {
 	}
 	if err := WaitDaemonGone(t.Context(), l); err != nil {
 		t.Errorf("no daemon: %v", err)
+	}
+}
+
+// TestLoops: devices of raw volumes go with the node, also those that the kubelet made on
+// top of them, and also if nobody knows their files by name any more.
+func TestLoops(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("mounts and loop devices need root")
+	}
+	dir := t.TempDir()
+	l := layout.Node{Name: "reset-test", State: dir + "/state", Run: dir + "/run"}
+	inside := dir + "/inside"
+	for _, d := range []string{l.StatePath("volumes", "placeholders"), inside} {
+		if err := os.MkdirAll(d, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := unix.Mount(l.StatePath("volumes"), inside, "", unix.MS_BIND, ""); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = unix.Unmount(inside, unix.MNT_DETACH) })
+	if err := os.WriteFile(inside+"/placeholders/key-1.img", make([]byte, 64<<10), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	setup := func(file string) string {
+		out, err := exec.Command("losetup", "--find", "--show", file).CombinedOutput()
+		if err != nil {
+			t.Skipf("skipped: no loop devices here: %v: %s", err, out)
+		}
+		dev := strings.TrimSpace(string(out))
+		t.Cleanup(func() { _ = exec.Command("losetup", "--detach", dev).Run() })
+		return dev
+	}
+	lower := setup(inside + "/placeholders/key-1.img")
+	upper := setup(lower)
+	if err := unix.Unmount(inside, unix.MNT_DETACH); err != nil {
+		t.Fatal(err)
+	}
+	if got := loops(l); !slices.Equal(got, []string{upper, lower}) {
+		t.Errorf("loops %v, want %s and %s", got, upper, lower)
+	}
+	if err := Remove(t.Context(), l); err != nil {
+		t.Fatal(err)
+	}
+	for _, dev := range []string{lower, upper} {
+		if _, err := os.Stat("/sys/block/" + filepath.Base(dev) + "/loop"); err == nil {
+			t.Errorf("%s is left", dev)
+		}
 	}
 }
 

@@ -11,39 +11,32 @@ import (
 // workload is what is done to a disk: arguments of testbox's io, and of "rbd bench" for the
 // same, if it can do it.
 type workload struct {
-	name, title string
-	args, rbd   []string
-	// bytes of an operation, if megabytes a second are what people count.
-	bytes float64
+	name      string
+	args, rbd []string
 }
 
-// loads in the order of the report. rbd bench counts bytes where testbox looks at the clock.
+// loads in the order they are done. rbd bench counts bytes where testbox looks at the clock.
 var loads = []workload{
-	{
-		"seq-write", "write, 1 MiB", timed("-write -block 1048576"),
-		strings.Fields("--io-type write --io-size 1M --io-threads 1 --io-total 64M"), 1 << 20,
-	},
-	{
-		"seq-read", "read, 1 MiB", timed("-block 1048576"),
-		strings.Fields("--io-type read --io-size 1M --io-threads 1 --io-total 64M"), 1 << 20,
-	},
-	{
-		"rand-write", "write, 4 KiB", timed("-write -random"),
-		strings.Fields("--io-type write --io-pattern rand --io-size 4K --io-threads 1 --io-total 4M"), 0,
-	},
-	{
-		"rand-write-16", "write, 4 KiB, 16 at a time", timed("-write -random -depth 16"),
-		strings.Fields("--io-type write --io-pattern rand --io-size 4K --io-threads 16 --io-total 16M"), 0,
-	},
-	{
-		"rand-read", "read, 4 KiB", timed("-random"),
-		strings.Fields("--io-type read --io-pattern rand --io-size 4K --io-threads 1 --io-total 8M"), 0,
-	},
-	{
-		"rand-read-16", "read, 4 KiB, 16 at a time", timed("-random -depth 16"),
-		strings.Fields("--io-type read --io-pattern rand --io-size 4K --io-threads 16 --io-total 32M"), 0,
-	},
-	{"fsync", "", timed("-write -random -sync"), nil, 0},
+	{"seq-write", timed("-write -block 1048576"), strings.Fields("--io-type write --io-size 1M --io-threads 1 --io-total 64M")},
+	{"seq-read", timed("-block 1048576"), strings.Fields("--io-type read --io-size 1M --io-threads 1 --io-total 64M")},
+	{"rand-write", timed("-write -random"), strings.Fields("--io-type write --io-pattern rand --io-size 4K --io-threads 1 --io-total 4M")},
+	{"rand-write-16", timed("-write -random -depth 16"), strings.Fields("--io-type write --io-pattern rand --io-size 4K --io-threads 16 --io-total 16M")},
+	{"rand-read", timed("-random"), strings.Fields("--io-type read --io-pattern rand --io-size 4K --io-threads 1 --io-total 8M")},
+	{"rand-read-16", timed("-random -depth 16"), strings.Fields("--io-type read --io-pattern rand --io-size 4K --io-threads 16 --io-total 32M")},
+	{"fsync", timed("-write -random -sync"), nil},
+}
+
+// quantity is a column of the report: samples times scale.
+type quantity struct {
+	name, title, verb string
+	scale             float64
+}
+
+var quantities = []quantity{
+	{"seq-write ops", "write 1 MiB, MB/s", "%.0f", 1.048576}, {"seq-read ops", "read 1 MiB, MB/s", "%.0f", 1.048576},
+	{"rand-write ops", "write 4 KiB, /s", "%.0f", 1}, {"rand-write-16 ops", "… 16 at a time", "%.0f", 1},
+	{"rand-read ops", "read 4 KiB, /s", "%.0f", 1}, {"rand-read-16 ops", "… 16 at a time", "%.0f", 1},
+	{"fsync p50", "4 KiB and `fdatasync`, p50, ms", "%.2f", 1e-3}, {"fsync p99", "… p99, ms", "%.2f", 1e-3},
 }
 
 // timed is for half a second of it.
@@ -92,40 +85,42 @@ var diskPlaces = []row{
 func (m samples) storageReport(machine string, at time.Time) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "%s; %s; %d rounds.\n\n", at.UTC().Format("2006-01-02 15:04 MST"), machine, len(m["seq-write ops host"]))
-	for _, l := range loads {
-		if l.title == "" {
-			continue
+	fmt.Fprintf(&b, "Median (least … most):\n\n%s\n", places(func(q quantity, place string) string {
+		s := m[q.name+" "+place]
+		if len(s) == 0 {
+			return "–"
 		}
-		unit, scale := "operations/s", 1.0
-		if l.bytes > 0 {
-			unit, scale = "MB/s", l.bytes/1e6
-		}
-		fmt.Fprintf(&b, "%s%s:\n\n%s\n", strings.ToUpper(l.title[:1]), l.title[1:], m.scaled(scale).places(l.name+" ops", unit, "%.0f"))
-	}
-	for _, p := range []string{"p50", "p99"} {
-		fmt.Fprintf(&b, "4 KiB and `fdatasync`, %s:\n\n%s\n", p, m.scaled(1e-3).places("fsync "+p, "ms", "%.2f"))
+		return samples{"": s}.scaled(q.scale)[""].format(q.verb)
+	}))
+	for _, to := range []row{{"bare", "the bare guest's"}, {"host", "the host's file"}} {
+		fmt.Fprintf(&b, "÷ %s:\n\n%s\n", to.title, places(func(q quantity, place string) string {
+			r := m.ratio(q.name+" "+place, q.name+" "+to.name)
+			if len(r) == 0 {
+				return "–"
+			}
+			return fmt.Sprintf("%.2f", r.median())
+		}))
 	}
 	return b.String()
 }
 
-// places renders a quantity at all places, beside the host's file and the bare guest's.
-func (m samples) places(quantity, unit, verb string) string {
+// places renders a table of all quantities at all places.
+func places(cell func(q quantity, place string) string) string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "| where | %s: median (least … most) | ÷ host's file | ÷ bare virtio-blk |\n|---|---|---|---|\n", unit)
+	b.WriteString("| |")
+	for _, q := range quantities {
+		b.WriteString(" " + q.title + " |")
+	}
+	b.WriteString("\n|" + strings.Repeat("---|", len(quantities)+1) + "\n")
 	for _, p := range diskPlaces {
-		s := m[quantity+" "+p.name]
-		if len(s) == 0 {
-			continue
+		line, some := "| "+p.title+" |", false
+		for _, q := range quantities {
+			text := cell(q, p.name)
+			line, some = line+" "+text+" |", some || text != "–"
 		}
-		fmt.Fprintf(&b, "| %s | %s |", p.title, s.format(verb))
-		for _, to := range []string{"host", "bare"} {
-			if r := m.ratio(quantity+" "+p.name, quantity+" "+to); len(r) > 0 {
-				fmt.Fprintf(&b, " %.2f |", r.median())
-			} else {
-				b.WriteString(" – |")
-			}
+		if some {
+			b.WriteString(line + "\n")
 		}
-		b.WriteByte('\n')
 	}
 	return b.String()
 }

@@ -196,7 +196,7 @@ func ceph(t *testing.T, c *testcloud.Cloud, answer any, name string, args ...str
 	if err != nil {
 		return fmt.Errorf("%s: %w: %s", strings.Join(args, " "), err, stderr.String())
 	}
-	return json.Unmarshal(out, answer)
+	return json.NewDecoder(bytes.NewReader(out)).Decode(answer) // the blocklist is followed by another one
 }
 
 // watchers are the clients of Ceph that have a volume open.

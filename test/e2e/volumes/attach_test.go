@@ -75,11 +75,11 @@ func steps() []string {
 }
 
 func bootStep(volumes int) string {
-	return fmt.Sprintf("`RunPodSandbox` of a Pod with %d volumes", volumes)
+	return fmt.Sprintf("Pod with used volumes, %d of them: `RunPodSandbox`", volumes)
 }
 
 func readyStep(volumes int) string {
-	return fmt.Sprintf("… a Pod with %d, seen → first byte", volumes)
+	return fmt.Sprintf("… such a Pod, %d: seen → first byte", volumes)
 }
 
 // attaching is the benchmark's world.

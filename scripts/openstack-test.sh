@@ -15,10 +15,9 @@ if ! $openstack status >/dev/null 2>&1; then
 fi
 case ${1:-} in
 core)
-	scripts/gotest.sh standard-quiet -count=1 -p 1 -timeout 15m ./test/openstack/openstacktest ./identity/keystone/... ./test/hostile/identity ./volume/backend/cinder
-	scripts/gotest.sh standard-quiet -count=1 -run '^TestISCSI$' ./runtime/storage # tgt is there with Cinder
+	scripts/gotest.sh standard-quiet -count=1 -p 1 -timeout 15m ./test/openstack/openstacktest ./identity/keystone/... ./test/hostile/identity
+	scripts/gotest.sh standard-quiet -count=1 -p 1 -timeout 15m -run '^Test(Suite|Tenants|Static|ExpandAttached|Least|ISCSI)$/^(real)?$' ./volume/backend/cinder ./runtime/storage # tgt is there with Cinder
 	scripts/e2e.sh -run '^Test(Seeds|FloatingIP|Logins|Tutorial)$' ./test/e2e/openstack
-	H8S_E2E_PROVIDER=neutron scripts/e2e.sh -run '^Test(Twins|Policy)$' ./test/e2e/tenants
 	;;
 "")
 	# Every package whose tests import openstacktest, and which needs no cluster.

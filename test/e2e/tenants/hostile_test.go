@@ -34,10 +34,20 @@ func TestHostile(t *testing.T) {
 	ours.Ready("near", "far", "guest")
 	theirs.Ready("near", "far")
 
+	links := map[string]string{}
 	link := func(pod string) string {
 		t.Helper()
-		text, _ := get(ours, pod, "http://127.0.0.1:8080/file?path=/sys/class/net/eth0/address")
-		return text
+		if links[pod] == "" {
+			ours.Until("the MAC of "+pod, testcluster.Patience, func() bool {
+				text, ok := get(ours, pod, "http://127.0.0.1:8080/file?path=/sys/class/net/eth0/address")
+				if _, err := net.ParseMAC(text); !ok || err != nil {
+					return false
+				}
+				links[pod] = text
+				return true
+			})
+		}
+		return links[pod]
 	}
 	node := func(i int) string {
 		return strings.TrimSpace(c.Kubectl(t, "get", "node", c.nodes[i], "-o", `jsonpath={.status.addresses[?(@.type=="InternalIP")].address}`))
